@@ -1,0 +1,102 @@
+"""Unlabelled text to pretrain on: short documents of related sentences, as a natural text has them.
+
+A document states something and goes on about it: it says it again in other words, draws a conclusion, objects, changes
+the subject, asks and answers, or reviews a film. Part of the sentences open with a connective ("thus", "however"), as
+real text does; the connectives are the only trace of how two sentences relate, they are noisy, and no task label occurs.
+Everything is on the training side of the hold-out, so no evaluation sentence can occur.
+"""
+
+from __future__ import annotations
+
+import random
+
+from increlora.glue.corpus import acceptability, entailment, questions, sentiment
+from increlora.glue.corpus.grammar import Split, random_event, statement
+from increlora.glue.corpus.paraphrase import changed_event, graded_event
+
+CONNECTIVES = {
+    "conclusion": "thus",
+    "repetition": "namely",
+    "addition": "also",
+    "objection": "however",
+    "change": "meanwhile",
+    "answer": "indeed",
+    "evasion": "anyway",
+    "insistence": "again",
+    "praise": "happily",
+    "regret": "sadly",
+}
+CONNECTIVE_RATE = 0.6  # fraction of the related sentences that open with a connective
+CONNECTIVE_NOISE = 0.1  # fraction of those with an arbitrary one
+_WORDS = tuple(CONNECTIVES.values())
+
+
+def _connect(text: str, relation: str, rng: random.Random) -> str:
+    if rng.random() >= CONNECTIVE_RATE:
+        return text
+    word = rng.choice(_WORDS) if rng.random() < CONNECTIVE_NOISE else CONNECTIVES[relation]
+    return f"{word} {text}"
+
+
+def _inference(rng: random.Random) -> list[str]:
+    relation = rng.randrange(3)
+    first, second = entailment.pair(relation, rng, Split.TRAIN)
+    opening = statement(first, rng)
+    name = {entailment.ENTAILMENT: "conclusion", entailment.NEUTRAL: "addition"}.get(relation, "objection")
+    if rng.random() < 0.15:
+        extra = statement(random_event(rng, Split.TRAIN, modifiers=0.0), rng)
+        opening = f"{opening} and {extra}" if rng.random() < 0.5 else f"{extra} and {opening}"
+    return [opening, _connect(statement(second, rng), name, rng)]
+
+
+def _restatement(rng: random.Random) -> list[str]:
+    first = random_event(rng, Split.TRAIN, modifiers=0.4)
+    kind = rng.random()
+    if kind < 0.45:
+        return [statement(first, rng), _connect(statement(first, rng, passive=0.4), "repetition", rng)]
+    if kind < 0.8:
+        second, relation = changed_event(first, rng, Split.TRAIN) or first, "addition"
+    else:
+        second, relation = graded_event(first, rng.choice((2, 3, 4, 6)), rng, Split.TRAIN), "change"
+    return [statement(first, rng), _connect(statement(second, rng, passive=0.4), relation, rng)]
+
+
+def _dialogue(rng: random.Random) -> list[str]:
+    event, asked = questions.askable_event(rng, Split.TRAIN)
+    opening = questions.question(event, asked, rng)
+    answered = rng.random() < 0.5
+    reply = questions.answer(event, asked, answered, rng, Split.TRAIN) or event
+    return [opening, _connect(statement(reply, rng), "answer" if answered else "evasion", rng)]
+
+
+def _interview(rng: random.Random) -> list[str]:
+    event, asked = questions.askable_event(rng, Split.TRAIN)
+    if rng.random() < 0.25:
+        asked = questions.Asked.TRUTH
+    opening = questions.question(event, asked, rng)
+    if rng.random() < 0.5:
+        return [opening, _connect(questions.question(event, asked, rng), "insistence", rng)]
+    second = questions.other_question(event, asked, rng, Split.TRAIN)
+    return [opening, _connect(questions.question(*second, rng), "addition", rng)] if second else [opening]
+
+
+def _review(rng: random.Random) -> list[str]:
+    mood = rng.randrange(2)
+    relation = "praise" if mood == sentiment.POSITIVE else "regret"
+    remarks = [_connect(sentiment.remark(mood, rng, Split.TRAIN), relation, rng)]
+    if rng.random() < 0.3:
+        remarks.append(sentiment.remark(mood, rng, Split.TRAIN))
+    return remarks
+
+
+def _description(rng: random.Random) -> list[str]:
+    return [acceptability.sentence(True, rng, Split.TRAIN)]
+
+
+_KINDS = ((_inference, 30), (_restatement, 25), (_dialogue, 15), (_interview, 12), (_review, 10), (_description, 12))
+
+
+def document(rng: random.Random) -> list[str]:
+    """One document: one or two related sentences."""
+    kinds, weights = zip(*_KINDS, strict=True)
+    return rng.choices(kinds, weights)[0](rng)

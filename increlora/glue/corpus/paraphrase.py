@@ -1,0 +1,107 @@
+"""MRPC, QQP's statement-level changes and STS-B: do two sentences mean the same, and how nearly?"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from increlora.glue.corpus.grammar import (
+    Event,
+    Split,
+    attempt,
+    event_split,
+    opposite_adjective,
+    opposite_verb,
+    other_agent,
+    other_count,
+    other_place,
+    other_time,
+    other_verb,
+    random_event,
+    sibling_object,
+    statement,
+    swap_roles,
+    takes_person,
+)
+from increlora.glue.corpus.lexicon import NOUNS
+
+# Every change of meaning that leaves most words in place.
+CHANGES = (
+    swap_roles,
+    sibling_object,
+    opposite_verb,
+    other_verb,
+    other_agent,
+    opposite_adjective,
+    other_count,
+    other_place,
+    other_time,
+)
+
+# What each part of an event contributes to STS-B's similarity (relative weights).
+SIMILARITY_WEIGHTS = {"agent": 1.2, "verb": 1.3, "object": 1.3, "adjective": 0.5, "place": 0.6, "time": 0.5, "count": 0.4}
+SIMILARITY_NOISE = 0.35  # standard deviation of the annotators, in points of the 0-5 scale
+
+
+def changed_event(event: Event, rng: random.Random, split: Split) -> Event | None:
+    """``event`` with one part of its meaning changed."""
+    swapped = attempt(rng, (swap_roles,), event, split) if rng.random() < 0.4 else None
+    return swapped or attempt(rng, CHANGES, event, split)
+
+
+def mrpc_row(rng: random.Random, split: Split) -> dict:
+    """One MRPC row: 1 if the sentences are equivalent. Negatives share nearly all words (role swaps included)."""
+    label = rng.randrange(2)
+    while True:
+        first = random_event(rng, split, modifiers=0.4)
+        second = first if label else changed_event(first, rng, split)
+        if second is None:
+            continue
+        one, two = statement(first, rng, synonyms=0.3), statement(second, rng, synonyms=0.5, passive=0.4)
+        if one != two:
+            return {"sentence1": one, "sentence2": two, "label": label}
+
+
+def similarity(first: Event, second: Event) -> float:
+    """Similarity of two events on STS-B's scale: 0 nothing in common, 5 the same meaning."""
+    total = shared = 0.0
+    for part, weight in SIMILARITY_WEIGHTS.items():
+        one, two = getattr(first, part), getattr(second, part)
+        if one is None and two is None or part == "count" and takes_person(first) and takes_person(second):
+            continue
+        total += weight
+        if one == two:
+            shared += weight
+        elif part == "object" and one in NOUNS and two in NOUNS and NOUNS[one].kind == NOUNS[two].kind:
+            shared += weight / 2
+    return 5.0 * shared / total
+
+
+def graded_event(event: Event, changes: int, rng: random.Random, split: Split) -> Event:
+    """``event`` after up to ``changes`` changes of meaning; many changes give an unrelated event."""
+    if changes > 5:
+        return random_event(rng, split)
+    graded = event
+    for _ in range(changes):
+        graded = attempt(rng, CHANGES[1:], graded, split) or graded
+    return graded
+
+
+def stsb_row(rng: random.Random, split: Split) -> dict:
+    """One STS-B row; the score is the similarity plus the annotators' noise, in [0, 5], roughly uniform."""
+    first = random_event(rng, split, modifiers=0.5)
+    wanted = rng.uniform(0.0, 5.0)
+    candidates = [graded_event(first, changes, rng, split) for changes in (0, 1, 2, 3, 4, 6)]
+    candidates.append(replace(candidates[-1], agent=first.agent) if rng.random() < 0.5 else candidates[-1])
+    usable = [event for event in candidates if _usable(event, split)]
+    second = min(usable, key=lambda event: abs(similarity(first, event) - wanted))
+    score = similarity(first, second) + rng.gauss(0.0, SIMILARITY_NOISE)
+    return {
+        "sentence1": statement(first, rng, synonyms=0.2),
+        "sentence2": statement(second, rng, synonyms=0.4),
+        "label": round(min(5.0, max(0.0, score)), 3),
+    }
+
+
+def _usable(event: Event, split: Split) -> bool:
+    return event_split(event) is split and event.agent != event.object

@@ -1,0 +1,1 @@
+"""The fine-tuning methods that the study compares, by name (`increlora.methods.registry`)."""

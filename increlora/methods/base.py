@@ -1,0 +1,288 @@
+"""An adapted model as the training loop sees it, whatever the method.
+
+The loop calls the model, adds `Adaptation.penalty` to its loss, calls the two step hooks and asks for counts, ranks and
+state. A method overrides what differs from the plain case: train what requires a gradient with AdamW.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from increlora.errors import ConfigError, IncreLoraError
+from increlora.methods.options import Options
+from increlora.methods.plan import TrainingPlan
+
+__all__ = [
+    "Adaptation",
+    "AllocationError",
+    "ParameterCount",
+    "Setup",
+    "TrainingPlan",
+    "head_modules",
+    "head_parameters",
+    "linear_schedule",
+    "target_shapes",
+]
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+_NOT_IN_USE = re.compile(r"\.(original_module|ranknum)\.")
+"""PEFT's frozen copy of a wrapped head and AdaLoRA's constants: parameters by type, but not of the adapted model."""
+
+
+class AllocationError(IncreLoraError):
+    """A method that should have moved ranks did not, or left its budget: the run is not what its name says."""
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers, not tensors.
+
+    Attributes:
+        trainable: those that train and are active now; without the head, except for full fine-tuning.
+        head: those of pooler and classifier, which train in every method.
+        total: the whole adapted model, head included.
+    """
+
+    trainable: int
+    head: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Setup(Generic[OptionsT]):
+    """What a method gets to prepare a model.
+
+    Attributes:
+        model: a Transformers sequence classification model, which the method changes in place.
+        plan: the training to come.
+        options: the method's own options, checked.
+        budget: rank per module or bottleneck width, checked; None for a method without one.
+        target_modules: regular expression over full module names: the matrices of low-rank methods.
+        ranks: a finished run's rank per module, for retraining (Table 3).
+    """
+
+    model: nn.Module
+    plan: TrainingPlan
+    options: OptionsT
+    budget: int | None = None
+    target_modules: str = ""
+    ranks: Mapping[str, int] | None = field(default=None)
+
+    @property
+    def size(self) -> int:
+        """The budget of a method that has one."""
+        if self.budget is None:
+            raise ConfigError("budget", "this method needs one")
+        return self.budget
+
+
+class Adaptation:
+    """A backbone prepared by one method at one budget.
+
+    Attributes:
+        model: called as ``model(**batch)``, returns an output with ``.logits`` and, given labels, the task's ``.loss``.
+        plan: the training to come.
+        head: names of the head's parameters in `model`.
+        counts_head: whether `parameters` counts the head as trainable (full fine-tuning only).
+    """
+
+    counts_head: bool = False
+
+    def __init__(self, model: nn.Module, plan: TrainingPlan):
+        self.model = model
+        self.plan = plan
+        self.head = frozenset(head_parameters(model))
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        """Every parameter that trains now, the head included."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def optimizer(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """AdamW with its schedule: linear warmup, then linear decay to 0 at the last step.
+
+        Biases and LayerNorm weights are not decayed, as in Transformers' Trainer.
+        """
+        trainable = self.named_trainable()
+        exempt = _undecayed(self.model)
+        groups = [
+            {"params": [p for n, p in trainable.items() if n not in exempt], "weight_decay": self.plan.weight_decay},
+            {"params": [p for n, p in trainable.items() if n in exempt], "weight_decay": 0.0},
+        ]
+        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trainable.values())
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=self.plan.learning_rate, fused=fused
+        )
+        warmup, total = self.plan.warmup_steps, self.plan.total_steps
+        return optimizer, LambdaLR(optimizer, lambda step: linear_schedule(step, warmup, total))
+
+    def penalty(self) -> Tensor | None:
+        """Scalar that is added to the training loss of every micro-batch, and never to an evaluation loss."""
+        return None
+
+    def before_step(self, step: int) -> None:
+        """Called after backward and clipping, before ``optimizer.step()``. Steps count from 1."""
+
+    def after_step(self, step: int) -> None:
+        """Called after ``optimizer.step()`` and ``scheduler.step()``, while gradients are still there."""
+
+    def parameters(self) -> ParameterCount:
+        """What trains now, the head, and everything."""
+        head = sum(p.numel() for name, p in self.model.named_parameters() if name in self.head)
+        total = sum(p.numel() for name, p in self.model.named_parameters() if not _NOT_IN_USE.search(name))
+        return ParameterCount(trainable=self.peak_trainable(), head=head, total=total)
+
+    def budget_parameters(self) -> int:
+        """Trainable numbers at the nominal budget, from the shapes alone: what `parameters` is held against."""
+        return self.parameters().trainable
+
+    def peak_trainable(self) -> int:
+        """Most numbers that receive a gradient at any time of the training; the head counts as in `parameters`."""
+        trainable = self.named_trainable()
+        return sum(p.numel() for name, p in trainable.items() if self.counts_head or name not in self.head)
+
+    def ranks(self) -> dict[str, int] | None:
+        """Active rank per module, by the backbone's own names; None where a method allocates no ranks."""
+        return None
+
+    def events(self) -> list[dict[str, Any]]:
+        """Changes of the total rank so far: ``{"step", "grown": {module: ranks added}, "total_rank"}``."""
+        return []
+
+    def orthogonality(self) -> tuple[float, float] | None:
+        """Means over modules of ||A A^T - I||_F^2 and of ||B^T B - I||_F^2; None where there are no such factors."""
+        return None
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of all that training changed, on the CPU: what a best checkpoint keeps."""
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.named_trainable().items()}
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Put back what `weights` returned.
+
+        Raises:
+            IncreLoraError: the weights belong to another method, budget or backbone.
+        """
+        trainable = self.named_trainable()
+        if mismatch := weights.keys() ^ trainable.keys():
+            raise IncreLoraError(f"these weights do not fit this model; only one of them has {sorted(mismatch)[0]}")
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                if parameter.shape != weights[name].shape:
+                    given, own = tuple(weights[name].shape), tuple(parameter.shape)
+                    raise IncreLoraError(f"these weights do not fit this model: {name} is {given}, not {own}")
+                parameter.copy_(weights[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an interrupted training needs to continue exactly, besides optimizer, scheduler and random state.
+
+        Tensors, numbers, strings and containers of them only, so that ``torch.load(weights_only=True)`` reads it.
+        """
+        return {"weights": self.weights(), "method": self._method_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self.load_weights(state["weights"])
+        self._load_method_state(state["method"])
+
+    def finish(self) -> None:
+        """Called once after training.
+
+        Raises:
+            AllocationError: ranks never moved although the method is about moving them, or the budget is exceeded.
+        """
+
+    def _method_state(self) -> dict[str, Any]:
+        """What a method has to remember besides its weights."""
+        return {}
+
+    def _load_method_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what `_method_state` returned."""
+
+
+def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Factor of the learning rate after `step` optimizer steps: linear up to 1, then linear down to 0."""
+    if step < warmup_steps:
+        return step / warmup_steps
+    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """The task head: every top-level module beside the backbone that has parameters, and the backbone's pooler.
+
+    DeBERTa has its pooler beside the backbone, BERT has it inside (``bert.pooler``).
+
+    Raises:
+        ConfigError: the model does not say which of its modules is the backbone, or has nothing beside it.
+    """
+    backbone = getattr(model, "base_model_prefix", "")
+    children = dict(model.named_children())
+    if backbone not in children:
+        raise ConfigError("backbone.name", f"{type(model).__name__} is not a Transformers model with a task head")
+    inner = [f"{backbone}.pooler"] if getattr(children[backbone], "pooler", None) is not None else []
+    outer = [name for name, child in children.items() if name != backbone and any(True for _ in child.parameters())]
+    if not outer:
+        raise ConfigError("backbone.name", f"{type(model).__name__} has no head beside {backbone!r}")
+    return inner + outer
+
+
+def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of `head_modules`, before or after PEFT has wrapped them."""
+    prefixes = tuple(f"{name}." for name in head_modules(model))
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith(prefixes) and not _NOT_IN_USE.search(name)
+    }
+
+
+def train_only(model: nn.Module, names: set[str]) -> None:
+    """Let exactly these parameters and the head train."""
+    names = names | head_parameters(model).keys()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+
+
+def target_shapes(model: nn.Module, target_modules: str) -> dict[str, tuple[int, int]]:
+    """The linear layers whose full name matches, as ``{name: (out_features, in_features)}``.
+
+    Args:
+        model: a model that no method has changed yet.
+        target_modules: regular expression, matched against the whole name as PEFT does.
+
+    Raises:
+        ConfigError: no module matches, one that matches is not a linear layer, or it belongs to the head.
+    """
+    try:
+        pattern = re.compile(target_modules)
+    except re.error as error:
+        raise ConfigError("backbone.target_modules", f"{target_modules!r} is no regular expression: {error}") from None
+    head = tuple(f"{name}." for name in head_modules(model))
+    shapes = {}
+    for name, module in model.named_modules():
+        if not pattern.fullmatch(name):
+            continue
+        if not isinstance(module, nn.Linear):
+            raise ConfigError("backbone.target_modules", f"matches {name}, a {type(module).__name__}, not a Linear")
+        if f"{name}.".startswith(head):
+            raise ConfigError("backbone.target_modules", f"matches {name} of the head, which trains in full")
+        shapes[name] = (module.out_features, module.in_features)
+    if not shapes:
+        raise ConfigError("backbone.target_modules", f"{target_modules!r} matches no module of {type(model).__name__}")
+    return shapes
+
+
+def _undecayed(model: nn.Module) -> set[str]:
+    """Names of the parameters without weight decay: biases and all of every LayerNorm."""
+    exempt = {name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "bias"}
+    for path, module in model.named_modules():
+        if "LayerNorm" in type(module).__name__:
+            exempt |= {f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
+    return exempt

@@ -1,0 +1,170 @@
+"""What can be wrong between the fields of a study: names, budgets, seeds, references and files.
+
+`validate` raises a `ConfigError` for the first mistake. It reads no weights and imports neither torch nor transformers,
+so the workflow runs it each time it is started; budgets are checked against the real shapes of the backbone in
+`increlora.study.plan.check`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from increlora.errors import ConfigError, unknown
+from increlora.glue.tasks import TASKS
+from increlora.study.config import Study
+from increlora.study.expand import all_cells, resolve, variant
+
+
+def validate(study: Study) -> None:
+    """Checks all that spans several fields of a study.
+
+    Raises:
+        ConfigError: for the first mistake.
+    """
+    _known("tasks", study.tasks, TASKS)
+    _unique("seeds", study.seeds)
+    _methods(study)
+    _files(study)
+    _artefacts(study)
+    for cell in all_cells(study):
+        resolve(study, cell.task, cell.method, cell.budget, cell.seeds[0])
+
+
+def _methods(study: Study) -> None:
+    from increlora.methods import registry
+
+    for name, method in study.methods.items():
+        field = f"methods.{name}"
+        _inheritance(study, name)
+        chosen = variant(study, name)
+        if chosen.kind not in registry.METHODS:
+            raise unknown(f"{field}.kind", chosen.kind, registry.METHODS)
+        _known(f"{field}.tasks", method.tasks, study.tasks)
+        needs_ranks = registry.METHODS[chosen.kind].needs_ranks
+        if needs_ranks and chosen.ranks_from is None:
+            raise ConfigError(f"{field}.ranks_from", f"is required by kind {chosen.kind!r}: the method variant to take")
+        if chosen.ranks_from is None:
+            continue
+        if not needs_ranks:
+            raise ConfigError(f"{field}.ranks_from", f"kind {chosen.kind!r} takes no ranks from another run; remove it")
+        source = chosen.ranks_from.method
+        _known(f"{field}.ranks_from.method", [source], study.methods)
+        allocating = [other for other in study.methods if _allocates(study, other)]
+        if source not in allocating:
+            raise ConfigError(
+                f"{field}.ranks_from.method",
+                f"{source!r} allocates no ranks; allowed: {', '.join(allocating) or 'none of the methods here'}",
+            )
+
+
+def _inheritance(study: Study, name: str) -> None:
+    seen = [name]
+    while parent := study.methods[seen[-1]].extends:
+        _known(f"methods.{seen[-1]}.extends", [parent], study.methods)
+        if parent in seen:
+            raise ConfigError(f"methods.{name}.extends", f"goes in a circle: {' -> '.join([*seen, parent])}")
+        seen.append(parent)
+
+
+def _allocates(study: Study, name: str) -> bool:
+    """Whether a variant's runs end with a rank per module that training has found."""
+    from increlora.methods import registry
+
+    _inheritance(study, name)
+    kind = registry.METHODS.get(variant(study, name).kind)
+    return kind is not None and kind.budget_name == "rank" and not kind.needs_ranks and kind.kind != "lora"
+
+
+def _artefacts(study: Study) -> None:
+    wanted = study.artefacts
+    if not wanted.model_dump(exclude_none=True):
+        raise ConfigError("artefacts", f"none given; allowed: {', '.join(type(wanted).model_fields)}")
+    if table := wanted.table1:
+        _known("artefacts.table1.tasks", table.tasks, study.tasks)
+        for number, row in enumerate(table.rows):
+            field = f"artefacts.table1.rows[{number}]"
+            _known(f"{field}.method", [row.method], study.methods)
+            _row_budgets(study, field, row.method, row.budgets)
+    for name, rows in (("table2", wanted.table2), ("table3", wanted.table3)):
+        if rows:
+            _shared(study, f"artefacts.{name}", rows.tasks, ("rows", rows.rows), (rows.budget,))
+    if curve := wanted.figure4:
+        _shared(study, "artefacts.figure4", curve.tasks, ("methods", curve.methods), curve.budgets)
+    if pair := wanted.figure5:
+        for part in ("with_advance", "without_advance"):
+            _shared(study, "artefacts.figure5", [pair.task], (part, [getattr(pair, part)]), (pair.budget,))
+    if maps := wanted.figure6:
+        _shared(study, "artefacts.figure6", [maps.task], ("methods", maps.methods), (maps.budget,))
+    if growth := wanted.growth:
+        _shared(study, "artefacts.growth", [growth.task], ("method", [growth.method]), (growth.budget,))
+
+
+def _shared(
+    study: Study, field: str, tasks: Iterable[str], methods: tuple[str, Iterable[str]], budgets: tuple[int, ...]
+) -> None:
+    """An artefact whose budgets hold for all its methods."""
+    _known(f"{field}.tasks", tasks, study.tasks)
+    _known(f"{field}.{methods[0]}", methods[1], study.methods)
+    _unique(f"{field}.budgets", budgets)
+    for method in methods[1]:
+        if variant(study, method).takes_budget:
+            _budgets_fit(study, f"{field}.budget", method, budgets)
+
+
+def _row_budgets(study: Study, field: str, method: str, budgets: tuple[int, ...] | None) -> None:
+    from increlora.methods import registry
+
+    unit = registry.METHODS[variant(study, method).kind].budget_name
+    if unit is None and budgets:
+        raise ConfigError(f"{field}.budgets", f"got {list(budgets)}: {method!r} has no budget; remove the field")
+    if unit is not None and not budgets:
+        raise ConfigError(f"{field}.budgets", f"is required: {method!r} needs at least one budget ({unit})")
+    _unique(f"{field}.budgets", budgets or ())
+    _budgets_fit(study, f"{field}.budgets", method, budgets or ())
+
+
+def _budgets_fit(study: Study, field: str, method: str, budgets: Iterable[int]) -> None:
+    widest = hidden_size(study)
+    for budget in budgets:
+        if budget < 1 or (widest is not None and budget > widest):
+            bound = f"from 1 to {widest}, the hidden size of {study.backbone.name!r}" if widest else "1 or more"
+            raise ConfigError(field, f"got {budget} for {method!r}; allowed: {bound}")
+
+
+def hidden_size(study: Study) -> int | None:
+    """Width of the backbone as far as it is known without the network."""
+    backbone = study.backbone
+    if backbone.pretrain is not None:
+        size = backbone.pretrain.get("hidden_size")
+    elif backbone.path is not None:
+        size = json.loads((Path(backbone.path) / "config.json").read_text(encoding="utf-8")).get("hidden_size")
+    else:
+        size = None
+    return size
+
+
+def _files(study: Study) -> None:
+    backbone, data = study.backbone, study.data
+    if backbone.path is not None:
+        if backbone.pretrain is not None:
+            raise ConfigError("backbone.path", "cannot be combined with `backbone.pretrain`; remove one of them")
+        if not (Path(backbone.path) / "config.json").is_file():
+            raise ConfigError("backbone.path", f"got {backbone.path!r}: no model folder (it has no config.json)")
+    if data.path is not None and not Path(data.path).is_dir():
+        raise ConfigError("data.path", f"got {data.path!r}: no such folder")
+
+
+def _known(field: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+    names = list(allowed)
+    for name in given:
+        if name not in names:
+            raise unknown(field, name, names)
+
+
+def _unique(field: str, given: Iterable[int]) -> None:
+    repeated = [value for value, times in Counter(given).items() if times > 1]
+    if repeated:
+        raise ConfigError(field, f"{repeated[0]} is given more than once; each may occur once")

@@ -1,0 +1,126 @@
+"""One job of the workflow: the runs of one cell, seed after seed in one process.
+
+A run that is already finished comes from the store. A run that fails is reported and the other seeds still run, so that
+starting the job again has only the failed ones left to do.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from increlora.errors import ConfigError, IncreLoraError
+from increlora.training.settings import RunSettings
+from increlora.training.store import Record, RecordError, Store, read_record, write_record
+
+log = logging.getLogger(__name__)
+
+
+def settings_of_seed(cell: Mapping[str, Any], seed: int) -> RunSettings:
+    """The settings of one run from those of its cell.
+
+    Args:
+        cell: as `increlora.study.expand.cell_settings` gives them: a dump of `RunSettings` without ``seed``, and with
+            ``ranks_source`` by seed.
+        seed: of the run.
+    """
+    sources = cell.get("ranks_source") or {}
+    try:
+        return RunSettings.model_validate({**cell, "seed": seed, "ranks_source": sources.get(str(seed))})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(".".join(["settings", *map(str, first["loc"])]), first["msg"]) from None
+
+
+def run_job(
+    cell: Mapping[str, Any],
+    seeds: Sequence[int],
+    records: Sequence[str | Path],
+    ranks_from: Sequence[str | Path] = (),
+    *,
+    progress: bool = True,
+) -> list[int]:
+    """Trains or restores one run per seed and writes its record.
+
+    Args:
+        cell: settings of the cell, see `settings_of_seed`.
+        seeds: seeds of the runs.
+        records: where each run's record goes.
+        ranks_from: for each run, the record whose final ranks it starts from; empty for methods that need none.
+        progress: show progress bars.
+
+    Returns:
+        The seeds whose run failed.
+
+    Raises:
+        ConfigError: if the settings cannot be right for any seed.
+    """
+    if len(records) != len(seeds) or (ranks_from and len(ranks_from) != len(seeds)):
+        raise ConfigError("--records", f"one path per seed is needed: {len(seeds)} seeds, {len(records)} records")
+    runs = [settings_of_seed(cell, seed) for seed in seeds]
+    failed = []
+    for number, settings in enumerate(runs):
+        try:
+            source = ranks_from[number] if ranks_from else None
+            write_record(records[number], finish(settings, source, progress=progress))
+        except (IncreLoraError, RecordError) as error:
+            log.error("%s failed: %s", settings.label, error)
+            failed.append(settings.seed)
+        except Exception:
+            log.exception("%s failed", settings.label)
+            failed.append(settings.seed)
+    return failed
+
+
+def finish(settings: RunSettings, ranks_from: str | Path | None = None, *, progress: bool = True) -> Record:
+    """The record of a run: from the store, or else by training, which puts it there."""
+    store = Store()
+    record = store.restore(settings)
+    if record is not None:
+        log.info("%s: restored from %s", settings.label, store.path(settings.digest))
+        return portable(record)
+    from increlora.training.run import run
+
+    log.info("%s: training (digest %s)", settings.label, settings.digest)
+    record = portable(run(settings, ranks=source_ranks(settings, ranks_from), progress=progress))
+    store.put(record)
+    return record
+
+
+def source_ranks(settings: RunSettings, path: str | Path | None) -> dict[str, int] | None:
+    """Final rank of every module in the record that a run starts from; None if it starts from none.
+
+    Raises:
+        ConfigError: if that record is missing or is not the one that the settings mean.
+    """
+    if settings.ranks_from is None:
+        return None
+    if path is None:
+        raise ConfigError("ranks_from", f"{settings.label} needs the record of a {settings.ranks_from.method!r} run")
+    try:
+        record = read_record(path)
+    except RecordError as error:
+        raise ConfigError("ranks_from", f"{path}: {error}") from None
+    if record["run"]["digest"] != settings.ranks_source:
+        raise ConfigError(
+            "ranks_from",
+            f"{path} is a run with digest {record['run']['digest']}, but {settings.label} starts from "
+            f"{settings.ranks_source}: train {settings.ranks_from.method!r} again with the present settings",
+        )
+    if not record.get("allocation"):
+        raise ConfigError("ranks_from", f"{path} allocated no ranks (status {record['run'].get('status')!r})")
+    return dict(record["allocation"]["ranks"])
+
+
+def portable(record: Mapping[str, Any]) -> Record:
+    """A record without absolute paths of the machine it was made on; paths are no part of the digest."""
+    settings = dict(record["run"]["settings"])
+    for block in ("backbone", "data"):
+        path = settings[block].get("path")
+        if path and Path(path).is_absolute():
+            settings[block] = {**settings[block], "path": Path(path).name}
+    return {**record, "run": {**record["run"], "settings": settings}}

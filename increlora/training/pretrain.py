@@ -1,0 +1,489 @@
+"""Pretrain the backbone of the `mini` study: a small encoder with the structure of DeBERTa-v3, from text to Hub folder.
+
+The text is `increlora.glue.corpus.documents`: unlabelled documents of one or two related sentences, packed as
+``[CLS] first [SEP] second [SEP]``. Three objectives, summed:
+
+- ``mlm``: predict masked words (Devlin et al. 2019).
+- ``rtd``: tell at each position whether the word was replaced (ELECTRA; DeBERTa-v3's own objective). The generator is
+  not a network: words come from bigram counts of the text or have a similar spelling, and neighbours are exchanged.
+  ``[CLS]`` is asked whether anything in the sequence was replaced.
+- ``connective``: a connective ("thus", "however") that opened a sentence is left out, and ``[CLS]`` has to name it
+  (DisSent, Nie et al. 2019). This is what makes ``[CLS]`` relate the two sentences.
+
+Everything is seeded; on CPU the same settings and thread count give the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from increlora.glue import corpus
+
+logger = logging.getLogger(__name__)
+
+OBJECTIVES = ("mlm", "rtd", "connective")
+SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
+PAD, CLS, SEP, UNK, MASK = range(5)
+_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-$%&"
+LOSS_WEIGHTS = {"mlm": 1.0, "rtd": 5.0, "rtd_sequence": 1.0, "connective": 1.0}
+_IGNORED = -100  # the target that cross entropy leaves out
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """What is pretrained and for how long. The defaults are the backbone of the `mini` study."""
+
+    hidden_size: int = 64
+    """Width of the encoder, in features; a multiple of ``num_heads``."""
+    num_layers: int = 3
+    """Number of transformer layers."""
+    num_heads: int = 4
+    """Number of attention heads per layer."""
+    intermediate_size: int = 256
+    """Width of the feed-forward block, in features."""
+    vocab_size: int = 1024
+    """Most entries in the tokenizer, special tokens and characters included; the corpus needs about 700."""
+    position_buckets: int = 32
+    """Number of relative-position buckets on each side; distances up to half of it are exact."""
+    max_position_embeddings: int = 128
+    """Longest sequence, in tokens."""
+    initializer_range: float = 0.08
+    """Standard deviation of new weights, here and for the heads in fine-tuning (0.02 at width 768, scaled up to 64)."""
+    dropout: float = 0.1
+    """Dropout probability that is written into the config for fine-tuning; pretraining itself uses none."""
+    steps: int = 4000
+    """Number of optimizer steps."""
+    batch_size: int = 64
+    """Documents per step."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 200
+    """Steps of linear warmup; linear decay to 0 follows."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    documents: int = 80_000
+    """Number of documents to generate, each seen steps * batch_size / documents times."""
+    seed: int = 0
+    """Seed of the text, the weights, the order and the corruption."""
+    objective: str = "mlm+rtd+connective"
+    """Parts of the loss, joined by "+": any of `OBJECTIVES`."""
+    mask_rate: float = 0.15
+    """Fraction of the words that are masked in a masked sequence."""
+    replace_rate: float = 0.12
+    """Fraction of the words that are replaced in a corrupted sequence."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "steps", "batch_size", "documents"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} given; must be 1 or more")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size: {self.hidden_size} given; must be a multiple of num_heads={self.num_heads}")
+        parts = self.objective.split("+")
+        if len(set(parts)) != len(parts) or not set(parts) <= set(OBJECTIVES):
+            raise ValueError(f"objective: {self.objective!r} given; must be parts of {'+'.join(OBJECTIVES)}")
+        least = len(SPECIAL_TOKENS) + 2 * len(_CHARACTERS)
+        if self.vocab_size <= least:
+            raise ValueError(f"vocab_size: {self.vocab_size} given; must be above {least} (special tokens, characters)")
+
+
+def pretrain(settings: PretrainSettings, out: Path, *, progress: bool = True) -> dict:
+    """Pretrain a backbone and write it to ``out`` as a folder that `from_pretrained` loads.
+
+    The folder appears whole or not at all: it is written beside ``out`` under a temporary name and then renamed;
+    a folder that was there before is replaced.
+
+    Returns:
+        ``loss`` (mean over the last tenth of the steps), ``seconds`` (wall time), ``parameters``, ``vocab_size``.
+    """
+    started = time.perf_counter()
+    texts = corpus.documents(seed=settings.seed, count=settings.documents)
+    tokenizer = build_tokenizer(texts, settings.vocab_size, settings.max_position_embeddings)
+    data = PretrainingData.from_documents(texts, tokenizer, settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = PretrainingModel(backbone_config(settings, len(tokenizer)))
+    history = _train(model, data, settings, progress=progress)
+    last = history[-max(1, len(history) // 10) :]
+    summary = {
+        "loss": sum(last) / len(last),
+        "seconds": time.perf_counter() - started,
+        "parameters": sum(p.numel() for p in model.deberta.parameters()),
+        "vocab_size": len(tokenizer),
+    }
+    _write(Path(out), model, tokenizer, settings, summary)
+    logger.info("pretrained backbone: loss %.3f in %.0f s -> %s", summary["loss"], summary["seconds"], out)
+    return summary
+
+
+# -- tokenizer ------------------------------------------------------------------------------------------------------
+
+
+def build_tokenizer(texts: list[list[str]], vocab_size: int, max_length: int):  # noqa: ANN201 - imported lazily
+    """A WordPiece tokenizer of the words of ``texts``, most frequent first; any other word is spelled in characters."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(word for document in texts for sentence in document for word in sentence.split())
+    words: Counter[str] = Counter()
+    for text, count in counts.items():
+        for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
+            words[piece] += count
+    entries = [*SPECIAL_TOKENS, *_CHARACTERS, *("##" + character for character in _CHARACTERS)]
+    known = set(entries)
+    entries += sorted((word for word in words if word not in known), key=lambda word: (-words[word], word))
+    vocabulary = {entry: position for position, entry in enumerate(entries[:vocab_size])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=64))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+        bos_token="[CLS]",
+        eos_token="[SEP]",
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+# -- data -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PretrainingData:
+    """The packed text and the word statistics that replacements are drawn from.
+
+    Shapes: ``ids`` (documents, longest); ``connective`` (documents,), the token left out or -100; ``after`` and
+    ``before`` (vocabulary, k): words seen after / before a word, in proportion; ``spelling`` (vocabulary, k): words
+    that begin with the same letters.
+    """
+
+    ids: Tensor
+    connective: Tensor
+    after: Tensor
+    before: Tensor
+    spelling: Tensor
+
+    @classmethod
+    def from_documents(cls, texts: list[list[str]], tokenizer, settings: PretrainSettings) -> PretrainingData:  # noqa: ANN001
+        """Pack ``texts``, leaving out three in four of the connectives where the objective asks for them."""
+        rng = random.Random(settings.seed)
+        connectives = set(corpus.CONNECTIVES.values())
+        leave_out = "connective" in settings.objective.split("+")
+        packed: list[str | tuple[str, str]] = []
+        left_out: list[str | None] = []
+        for sentences in texts:
+            kept, dropped = [], None
+            for sentence in sentences[:2]:
+                word, _, rest = sentence.partition(" ")
+                if leave_out and dropped is None and word in connectives and rng.random() < 0.75:
+                    dropped, sentence = word, rest
+                kept.append(sentence)
+            packed.append((kept[0], kept[1]) if len(kept) == 2 else kept[0])
+            left_out.append(dropped)
+        rows = [encoding.ids[: settings.max_position_embeddings] for encoding in tokenizer._tokenizer.encode_batch(packed)]
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for position, row in enumerate(rows):
+            ids[position, : len(row)] = torch.tensor(row)
+        target = [tokenizer.convert_tokens_to_ids(word) if word else _IGNORED for word in left_out]
+        after, before = _neighbour_samples(rows, len(tokenizer), rng)
+        spelling = _spelling_samples(tokenizer.convert_ids_to_tokens(range(len(tokenizer))), rng)
+        return cls(ids, torch.tensor(target), after, before, spelling)
+
+    def batches(self, settings: PretrainSettings, generator: torch.Generator) -> Iterator[Tensor]:
+        """Row numbers of one batch after the other, for ever; rows of similar length share a batch."""
+        lengths = (self.ids != PAD).sum(1)
+        block = settings.batch_size * 20
+        while True:
+            for rows in torch.randperm(len(self.ids), generator=generator).split(block):
+                batches = rows[lengths[rows].argsort(stable=True)].split(settings.batch_size)
+                for number in torch.randperm(len(batches), generator=generator).tolist():
+                    yield batches[number]
+
+
+def _neighbour_samples(rows: list[list[int]], vocabulary: int, rng: random.Random, k: int = 64) -> tuple[Tensor, Tensor]:
+    after: list[Counter[int]] = [Counter() for _ in range(vocabulary)]
+    before: list[Counter[int]] = [Counter() for _ in range(vocabulary)]
+    for row in rows[:20_000]:
+        for left, right in zip(row, row[1:], strict=False):
+            if right > MASK:
+                after[left][right] += 1
+            if left > MASK:
+                before[right][left] += 1
+    anything = sum(after, Counter())
+
+    def sample(counts: Counter[int]) -> list[int]:
+        counts = counts or anything
+        return rng.choices(list(counts), list(counts.values()), k=k)
+
+    return torch.tensor([sample(c) for c in after]), torch.tensor([sample(c) for c in before])
+
+
+def _spelling_samples(tokens: list[str], rng: random.Random, k: int = 8) -> Tensor:
+    stems: dict[str, list[int]] = {}
+    words = {number: token for number, token in enumerate(tokens) if number > MASK and len(token) > 1 and token[0] != "#"}
+    for number, token in words.items():
+        stems.setdefault(token[:3], []).append(number)
+    everything = list(words)
+    return torch.tensor(
+        [rng.choices([n for n in stems.get(token[:3], ()) if n != i] or everything, k=k) for i, token in enumerate(tokens)]
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One corrupted batch; shapes (batch, length), ``connective`` (batch,). Targets are -100 where nothing is asked."""
+
+    ids: Tensor
+    masked: Tensor
+    replaced: Tensor
+    connective: Tensor
+
+
+def corrupt(
+    data: PretrainingData, rows: Tensor, settings: PretrainSettings, generator: torch.Generator
+) -> Batch:
+    """Mask or replace words of ``rows``.
+
+    A sequence whose connective was left out stays whole but for a few masks; of the others one half is masked and the
+    other half has words replaced and neighbours exchanged.
+    """
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    original = data.ids[rows]
+    original = original[:, : int((original != PAD).sum(1).max())]
+    count, length = original.shape
+    objective = settings.objective.split("+")
+    connective = data.connective[rows]
+    whole = connective != _IGNORED
+    word = original > MASK
+    replace_row = (uniform(count) < 0.5) & ~whole if "rtd" in objective else torch.zeros(count, dtype=torch.bool)
+    ids = original.clone()
+
+    exchange = word[:, :-1] & word[:, 1:] & replace_row[:, None] & (uniform(count, length - 1) < 0.02)
+    exchange[:, 1:] &= ~exchange[:, :-1]
+    left, right = ids[:, :-1].clone(), ids[:, 1:].clone()
+    ids[:, :-1] = torch.where(exchange, right, ids[:, :-1])
+    ids[:, 1:] = torch.where(exchange, left, ids[:, 1:])
+
+    pick = word & replace_row[:, None] & (uniform(count, length) < settings.replace_rate)
+    source = uniform(count, length)
+    before, after = original.roll(1, 1), original.roll(-1, 1)
+    column = torch.randint(0, data.after.shape[1], (count, length), generator=generator)
+    candidate = torch.where(source < 0.4, data.after[before, column], data.before[after, column])
+    spelled = data.spelling[original, column % data.spelling.shape[1]]
+    ids = torch.where(pick, torch.where(source < 0.75, candidate, spelled), ids)
+
+    rate = torch.where(whole, 0.05, settings.mask_rate) * ~replace_row
+    masked = word & (uniform(count, length) < rate[:, None]) if "mlm" in objective else torch.zeros_like(word)
+    ids = torch.where(masked, torch.full_like(ids, MASK), ids)
+    replaced = ((ids != original) & ~masked).long()
+    replaced[:, 0] = torch.where(whole, _IGNORED, replaced.any(1).long())
+    replaced[masked | (original == PAD) | (original == SEP)] = _IGNORED
+    return Batch(ids, torch.where(masked, original, _IGNORED), replaced, connective)
+
+
+# -- model and training ---------------------------------------------------------------------------------------------
+
+
+def backbone_config(settings: PretrainSettings, vocab_size: int):  # noqa: ANN201 - imported lazily
+    """A `DebertaV2Config` with the structural flags of microsoft/deberta-v3-base and the sizes of ``settings``."""
+    from transformers import DebertaV2Config
+
+    return DebertaV2Config(
+        vocab_size=vocab_size,
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.num_layers,
+        num_attention_heads=settings.num_heads,
+        intermediate_size=settings.intermediate_size,
+        max_position_embeddings=settings.max_position_embeddings,
+        position_buckets=settings.position_buckets,
+        hidden_dropout_prob=settings.dropout,
+        attention_probs_dropout_prob=settings.dropout,
+        initializer_range=settings.initializer_range,
+        relative_attention=True,
+        max_relative_positions=-1,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type="p2c|c2p",
+        position_biased_input=False,
+        type_vocab_size=0,
+        layer_norm_eps=1e-7,
+        hidden_act="gelu",
+        pooler_dropout=0,
+        pooler_hidden_act="gelu",
+        pooler_hidden_size=settings.hidden_size,
+        pad_token_id=PAD,
+        bos_token_id=CLS,
+        eos_token_id=SEP,
+    )
+
+
+class PretrainingModel(nn.Module):
+    """The encoder with a head for words (tied to the embeddings) and a head for replacements; heads are thrown away."""
+
+    def __init__(self, config) -> None:  # noqa: ANN001 - DebertaV2Config, imported lazily
+        from transformers import DebertaV2Model
+
+        super().__init__()
+        dropouts = config.hidden_dropout_prob, config.attention_probs_dropout_prob
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+        self.deberta = DebertaV2Model(config)
+        config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropouts
+        for layer in self.deberta.encoder.layer:
+            # Queries and keys start equal, so that equal words attend to each other from the first step: comparing two
+            # sentences is what a model of this size otherwise finds last.
+            attention = layer.attention.self
+            attention.key_proj.load_state_dict(attention.query_proj.state_dict())
+        width = config.hidden_size
+        self.word_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.word_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.replaced_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Each objective's mean loss on one batch, unweighted: words, replaced words, replaced sequences, connectives."""
+        hidden = self.deberta(input_ids=batch.ids, attention_mask=(batch.ids != PAD).long()).last_hidden_state
+        chosen = batch.masked != _IGNORED
+        asked = batch.connective != _IGNORED
+        tokens = batch.replaced[:, 1:] != _IGNORED
+        sequences = batch.replaced[:, 0] != _IGNORED
+        logits = self.replaced_head(hidden).squeeze(-1)
+        return {
+            "mlm": self._word_loss(hidden[chosen], batch.masked[chosen]),
+            "rtd": _binary_loss(logits[:, 1:][tokens], batch.replaced[:, 1:][tokens]),
+            "rtd_sequence": _binary_loss(logits[:, 0][sequences], batch.replaced[:, 0][sequences]),
+            "connective": self._word_loss(hidden[:, 0][asked], batch.connective[asked]),
+        }
+
+    def _word_loss(self, hidden: Tensor, target: Tensor) -> Tensor:
+        if not len(target):
+            return hidden.sum()  # of nothing: zero
+        words = self.deberta.embeddings.word_embeddings.weight
+        return nn.functional.cross_entropy(self.word_head(hidden) @ words.T + self.word_bias, target)
+
+
+def _binary_loss(logits: Tensor, target: Tensor) -> Tensor:
+    if not len(target):
+        return logits.sum()  # of nothing: zero
+    return nn.functional.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
+
+
+def _train(model: PretrainingModel, data: PretrainingData, settings: PretrainSettings, *, progress: bool) -> list[float]:
+    """Train ``model`` and return the loss of each step."""
+    from tqdm import tqdm
+
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        fused=True,
+    )
+    generator = torch.Generator().manual_seed(settings.seed)
+    batches = data.batches(settings, generator)
+    history: list[float] = []
+    model.train()
+    for step in tqdm(range(settings.steps), desc="pretraining", unit="step", disable=not progress):
+        warmup = (step + 1) / max(1, settings.warmup_steps)
+        decay = (settings.steps - step) / max(1, settings.steps - settings.warmup_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * min(1.0, warmup, decay)
+        losses = model.losses(corrupt(data, next(batches), settings, generator))
+        loss = sum(LOSS_WEIGHTS[name] * value for name, value in losses.items())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        history.append(loss.item())
+    return history
+
+
+# -- the folder -----------------------------------------------------------------------------------------------------
+
+_CARD = """---
+library_name: transformers
+license: apache-2.0
+language: en
+tags:
+- deberta-v2
+- synthetic
+---
+# Backbone of increlora's `mini` study
+
+A DeBERTa-v3-style encoder ({parameters:,} parameters, {layers} layers, hidden size {hidden}), pretrained from scratch in
+{seconds:.0f} seconds on the built-in synthetic corpus of increlora. It is made for reproducing experiments without a
+network, not for real text: its vocabulary is {vocabulary} entries.
+
+- Text: {documents:,} generated documents of one or two related sentences, a part of them joined by noisy connectives.
+  No task labels; no sentence of an evaluation split.
+- Objective: {objective}; final loss {loss:.3f} (last tenth of {steps:,} steps).
+
+```json
+{settings}
+```
+"""
+
+
+def _write(out: Path, model: PretrainingModel, tokenizer, settings: PretrainSettings, summary: dict) -> None:  # noqa: ANN001
+    """Write config, weights, tokenizer and model card beside ``out``, then rename."""
+    from safetensors.torch import save_file
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        config = model.deberta.config
+        config.architectures = ["DebertaV2Model"]
+        config.dtype = torch.float32
+        config.save_pretrained(folder)
+        weights = {f"deberta.{name}": tensor.contiguous() for name, tensor in model.deberta.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors").chmod(0o644)
+        tokenizer.save_pretrained(folder)
+        card = _CARD.format(
+            parameters=summary["parameters"],
+            layers=settings.num_layers,
+            hidden=settings.hidden_size,
+            seconds=summary["seconds"],
+            vocabulary=summary["vocab_size"],
+            documents=settings.documents,
+            objective=settings.objective,
+            loss=summary["loss"],
+            steps=settings.steps,
+            settings=json.dumps(asdict(settings), indent=2),
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        folder.chmod(0o755)
+        if out.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+            out.rename(old / out.name)
+            folder.rename(out)
+            shutil.rmtree(old)
+        else:
+            folder.rename(out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -1,0 +1,145 @@
+"""The resolved settings of one run: all that decides its result, and nothing else.
+
+A run is a function of its settings, so their digest is the run's identity: it names the checkpoint, the entry in the
+store of finished runs and the record. Fields that only say *where* something lies (a local path) stay out of the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PROTOCOL = 1
+"""Raised when the meaning of the same settings changes, so that old records no longer count as theirs."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Backbone(_Settings):
+    """The pretrained model."""
+
+    name: str
+    """Hub name, or the name under which a built-in backbone is cached."""
+    path: str | None = None
+    """Local folder in Hub layout that is used instead of the Hub."""
+    revision: str | None = None
+    """Hub revision; the commit makes a run reproducible."""
+    target_modules: str
+    """Regular expression over full module names: the matrices that LoRA-like methods adapt."""
+    pretrain: dict[str, Any] | None = None
+    """Settings of the workflow's own pretraining (`increlora.training.pretrain.PretrainSettings`); null for Hub models."""
+
+
+class Data(_Settings):
+    """Where the task's examples come from."""
+
+    source: Literal["builtin", "hub", "local"]
+    """`builtin` generates them, `hub` downloads `name`, `local` reads the folder `path` in the layout of `name`."""
+    name: str = "nyu-mll/glue"
+    """Hub data set."""
+    path: str | None = None
+    """Folder for `source: local`."""
+    train_rows: int | None = Field(default=None, ge=1)
+    """Use the first so many training examples; null for all."""
+    eval_rows: int | None = Field(default=None, ge=1)
+    """Use the first so many evaluation examples of each split; null for all."""
+    seed: int = 0
+    """Seed of the built-in generator."""
+
+    @model_validator(mode="after")
+    def _path_belongs_to_local(self) -> Data:
+        if self.source == "local" and not self.path:
+            raise ValueError("source 'local' needs `path`, the folder of the data set")
+        return self
+
+
+class Training(_Settings):
+    """How one run is trained."""
+
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
+    epochs: float = Field(default=3.0, gt=0)
+    """Passes over the training set."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; overrides `epochs`."""
+    batch_size: int = Field(default=32, ge=1)
+    """Examples per optimizer step over all processes (the effective batch)."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Micro-batches into which an optimizer step is split."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps of linear warmup; overrides `warmup_ratio`."""
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
+    """Warmup as a fraction of all steps."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Clip the global gradient norm; null for no clipping."""
+    max_length: int = Field(default=128, ge=8)
+    """Tokens per example, longer ones are truncated."""
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Evaluate every so many steps; null for once an epoch."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bfloat16 autocast on CUDA, float32 on the CPU."""
+    classifier_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout before the classifier; null keeps the backbone's."""
+    length_grouping: bool = True
+    """Batch examples of similar length together."""
+
+
+class RanksFrom(_Settings):
+    """The finished run whose rank distribution a retraining run starts from (Table 3)."""
+
+    method: str
+    """Method variant of the source run; task, budget and seed are the run's own."""
+    transform: Literal["none", "uniform", "shuffled"] = "none"
+    """`none` keeps the distribution, `uniform` spreads the same total evenly, `shuffled` permutes it over modules."""
+
+
+class RunSettings(_Settings):
+    """Everything that decides the result of one run."""
+
+    study: str
+    task: str
+    method: str
+    """Name of the method variant in the study's config."""
+    kind: str
+    """Registry name of the method (`increlora.methods`)."""
+    budget: int | None = None
+    """Average rank per module, or bottleneck width for the adapters; null where a method has no budget."""
+    seed: int = 0
+    options: dict[str, Any] = {}
+    """Options of the method, checked by its registry entry."""
+    backbone: Backbone
+    data: Data
+    training: Training
+    ranks_from: RanksFrom | None = None
+    ranks_source: str | None = None
+    """Digest of the run named by `ranks_from`, so that a change there is a change here."""
+    protocol: int = PROTOCOL
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that identify the run by what decides its result."""
+        content = self.model_dump(mode="json", exclude={"study", "method"})
+        for block in ("backbone", "data"):
+            content[block].pop("path")
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        return f"{self.task}/{self.method}/{budget_label(self.budget)}/seed{self.seed}"
+
+    def record_path(self, root: str | Path = "results/runs") -> Path:
+        """Where the run's record lies: ``<root>/<study>/<task>/<method>/<budget>/seed<seed>.json``."""
+        return Path(root) / self.study / f"{self.label}.json"
+
+
+def budget_label(budget: int | None) -> str:
+    """Name of a budget in paths: the number, or ``all`` for a method without one."""
+    return "all" if budget is None else str(budget)

@@ -1,0 +1,89 @@
+"""Handing an adapter on: as plain LoRA that needs only PEFT, or as a rank distribution to train LoRA from anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
+from torch import nn
+
+from increlora.errors import IncreLoraError
+from increlora.tuner.model import find_tuner
+
+
+def export_lora(model: PeftModel, folder: str | Path, adapter: str | None = None) -> Path:
+    """Write the adapter as plain LoRA, exactly: ``A' = A``, ``B' = s B diag(lambda)``, so ``B' A' = dW``.
+
+    Args:
+        model: the PEFT model.
+        folder: where ``adapter_config.json`` and ``adapter_model.safetensors`` are written.
+        adapter: name of the adapter, the active one by default.
+
+    Returns:
+        The folder. ``PeftModel.from_pretrained(base, folder)`` loads it without this package.
+
+    Raises:
+        IncreLoraError: no module has any rank.
+    """
+    tuner = find_tuner(model)
+    adapter = adapter or tuner.active_adapters[0]
+    layers = {name: layer for name, layer in tuner.adapter_layers(adapter).items() if layer.rank(adapter)}
+    if not layers:
+        raise IncreLoraError("no module has any rank: nothing to export")
+    source = model.peft_config[adapter]
+    config = lora_config({name: layer.rank(adapter) for name, layer in layers.items()}, like=source)
+    config.inference_mode = True
+    tensors = {}
+    for name, layer in layers.items():
+        a, b = layer.lora_factors(adapter)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a.cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.cpu().contiguous()
+    tensors.update(_saved_modules(model, adapter))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def lora_config(ranks: dict[str, int], *, like: Any = None, **overrides: Any) -> LoraConfig:
+    """A ``LoraConfig`` with this rank distribution and scale 1 (``alpha = rank``): also the way to retrain from it.
+
+    Args:
+        ranks: ``{module name: rank}``, e.g. ``model.rank_distribution()``; modules of rank 0 are left out.
+        like: a config whose task type, base model and ``modules_to_save`` are taken over.
+        overrides: fields of ``LoraConfig``.
+    """
+    ranks = {name: rank for name, rank in ranks.items() if rank > 0}
+    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    pattern = {name: rank for name, rank in ranks.items() if rank != common}
+    inherited = {}
+    if like is not None:
+        fields = ("task_type", "base_model_name_or_path", "revision", "modules_to_save")
+        inherited = {name: getattr(like, name) for name in fields}
+    fields = {
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": pattern,
+        "alpha_pattern": dict(pattern),
+        "target_modules": sorted(ranks),
+        **inherited,
+        **overrides,
+    }
+    return LoraConfig(**fields)
+
+
+def save_rank_distribution(model: nn.Module, path: str | Path, adapter: str | None = None) -> None:
+    """Write ``{module name: rank}`` as JSON."""
+    Path(path).write_text(json.dumps(find_tuner(model).rank_distribution(adapter), indent=1) + "\n")
+
+
+def _saved_modules(model: PeftModel, adapter: str) -> dict[str, Any]:
+    """Tensors of ``modules_to_save`` under the names that PEFT saves them with."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    return {key: value.cpu().contiguous() for key, value in state.items() if ".increlora_" not in key}

@@ -1,0 +1,503 @@
+"""The tuner: puts IncreLoRA layers into a model and lets their ranks grow.
+
+``update_and_allocate(step)`` is the method's one call per optimizer step, as in PEFT's AdaLoRA: it smooths the scores
+and, at an event, chooses the modules and grows them. It comes after the backward pass and before the optimizer's step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import get_pattern_key
+from torch import Tensor, nn
+
+from increlora.errors import ConfigError, IncreLoraError
+from increlora.tuner.allocation import GrowthSchedule, allocate, resolve_schedule
+from increlora.tuner.config import IncreLoraConfig
+from increlora.tuner.distributed import GradientAverage, average, world_size
+from increlora.tuner.importance import Importance, UpdateGradient
+from increlora.tuner.layer import IncreLoraLayer, IncreLoraLinear
+from increlora.tuner.regulariser import orthogonality, orthogonality_loss
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Growth:
+    """The state of one growing adapter.
+
+    Attributes:
+        budget: total rank at which growth ends, ``r_final``.
+        importance: smoothed scores of all modules.
+        schedule: known once the length of training is.
+        events: one ``{"step", "grown": {module: ranks}, "total_rank"}`` per event.
+        finished: the budget is reached and the reserve switched off.
+    """
+
+    budget: int
+    importance: Importance
+    schedule: GrowthSchedule | None = None
+    events: list[dict[str, Any]] = field(default_factory=list)
+    finished: bool = False
+
+
+class IncreLoraModel(BaseTuner):
+    """IncreLoRA on a Transformers model (arXiv 2308.12043). Created by ``get_peft_model(model, IncreLoraConfig(...))``.
+
+    Attributes:
+        gradient_accumulation_steps: backward passes per optimizer step; scores are taken of their sum.
+        growth_version: raised whenever ranks or storage change.
+    """
+
+    prefix: str = "increlora_"
+    tuner_layer_cls = IncreLoraLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
+        nn.Module.__init__(self)
+        self.growth: dict[str, Growth] = {}
+        self.gradient_accumulation_steps = 1
+        self.growth_version = 0
+        self._allocated = False
+        self._optimizer_attached = False
+        self._length: tuple[int, int] | None = None
+        super().__init__(model, peft_config, adapter_name, **kwargs)
+
+    # ---------------------------------------------------------------- injection
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **optional_kwargs: Any,
+    ) -> None:
+        config: IncreLoraConfig = peft_config
+        key = get_pattern_key(config.rank_pattern.keys(), current_key)
+        rank = config.rank_pattern.get(key, config.init_r)
+        reserve = config.ranks_per_event if config.target_r is not None and not config.inference_mode else 0
+        if isinstance(target, IncreLoraLayer):
+            target.update_layer(adapter_name, rank, config, reserve)
+            layer = target
+        else:
+            layer = IncreLoraLinear(target, adapter_name, rank, config, reserve)
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)
+        if rank > layer.max_rank:
+            raise ConfigError("rank_pattern", f"{current_key} starts at rank {rank}; allowed: up to {layer.max_rank}")
+
+    def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        layers = self.adapter_layers(adapter_name)
+        head = sorted(name for name in layers if "pooler" in name or name.split(".")[-1] in ("classifier", "score"))
+        if head:
+            raise ConfigError(
+                "target_modules", f"matches {', '.join(head)}; poolers and classifiers are trained in full, not adapted"
+            )
+        if config.target_r is None or config.inference_mode:
+            return
+        budget = config.target_r * len(layers)
+        self._check_budget(config, layers.values(), budget, adapter_name)
+        self.growth[adapter_name] = Growth(budget, Importance(len(layers), config.beta1, config.beta2))
+        self._finish_if_full(adapter_name)
+
+    @staticmethod
+    def _check_budget(config: IncreLoraConfig, layers: Any, budget: int, adapter: str) -> None:
+        initial, highest = sum(layer.rank(adapter) for layer in layers), sum(layer.max_rank for layer in layers)
+        if not initial <= budget <= highest:
+            raise ConfigError(
+                "target_r",
+                f"{config.target_r} asks for a total rank of {budget} over {len(layers)} modules; their ranks start at "
+                f"{initial} and can reach {highest} in all",
+            )
+
+    def adapter_layers(self, adapter: str | None = None) -> dict[str, IncreLoraLayer]:
+        """Layers with this adapter (default: the active one) by the base model's module name."""
+        adapter = adapter or self.active_adapters[0]
+        return {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, IncreLoraLayer) and adapter in module.components
+        }
+
+    # ---------------------------------------------------------------- training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward; in training the orthogonality regulariser is added to ``output.loss``."""
+        if self.training and world_size() > 1:
+            self._average_gradients()
+        output = self.model(*args, **kwargs)
+        if self.training and torch.is_grad_enabled() and getattr(output, "loss", None) is not None:
+            penalty = self.orthogonality_loss()
+            if penalty is not None:
+                if kwargs.get("num_items_in_batch") is not None:  # the Trainer then does not divide by the micro-batches
+                    penalty = penalty / self.gradient_accumulation_steps
+                output.loss = output.loss + penalty.to(output.loss.device)
+        return output
+
+    def orthogonality_loss(self) -> Tensor | None:
+        """The weighted regulariser of the active adapters, for loops that compute their own loss; ``None`` if off."""
+        total = None
+        for adapter in self.active_adapters:
+            config = self.peft_config.get(adapter)
+            layers = list(self.adapter_layers(adapter).values()) if adapter in self.peft_config else []
+            layers = [layer for layer in layers if layer.increlora_A[adapter].requires_grad and layer.rank(adapter)]
+            if not layers or not config.orth_reg_weight:
+                continue
+            loss = config.orth_reg_weight * orthogonality_loss(
+                [layer.increlora_A[adapter] for layer in layers],
+                [layer.increlora_B[adapter] for layer in layers],
+                [layer.increlora_mask[adapter] for layer in layers],
+                config.orth_reg,
+            )
+            total = loss if total is None else total + loss
+        return total
+
+    def set_total_steps(self, total_step: int, warmup_steps: int = 0) -> None:
+        """Tell how long training lasts; resolves the interval and ``top_h`` of every growing adapter.
+
+        Args:
+            total_step: optimizer steps of the whole training.
+            warmup_steps: steps of the learning rate's linear warmup, the default interval ``nu``.
+
+        Raises:
+            ConfigError: the budget cannot be reached in that time.
+        """
+        self._length = (total_step, warmup_steps)
+        for adapter, growth in self.growth.items():
+            if growth.finished:
+                continue
+            layers = self.adapter_layers(adapter)
+            initial = self._initial_rank(adapter, growth, layers)
+            growth.schedule = resolve_schedule(
+                self.peft_config[adapter],
+                total_step=total_step,
+                warmup_steps=warmup_steps,
+                initial_rank=initial,
+                budget=growth.budget,
+            )
+            self._set_scoring(adapter, growth, (growth.events[-1]["step"] if growth.events else 0) + 1)
+
+    @staticmethod
+    def _initial_rank(adapter: str, growth: Growth, layers: dict[str, IncreLoraLayer]) -> int:
+        """Total rank before the first event, also in a resumed training: the schedule must not depend on the resume."""
+        gained = sum(sum(event["grown"].values()) for event in growth.events)
+        return sum(layer.rank(adapter) for layer in layers.values()) - gained
+
+    def update_and_allocate(self, global_step: int, *, loss_scale: float = 1.0) -> dict[str, int]:
+        """Score the step, and at an event let the chosen modules grow.
+
+        Call it once per optimizer step: after the last backward pass, before ``optimizer.step()``.
+
+        Args:
+            global_step: number of this optimizer step, counted from 1.
+            loss_scale: factor by which a ``GradScaler`` has multiplied the loss.
+
+        Returns:
+            ``{module: ranks gained}``, empty if nothing grew.
+
+        Raises:
+            IncreLoraError: the length of training is unknown, or no gradient reached a module.
+        """
+        self._allocated = True
+        grown: dict[str, int] = {}
+        for adapter in self.active_adapters:
+            growth = self.growth.get(adapter)
+            if growth is None or growth.finished:
+                continue
+            schedule = self._require_schedule(growth)
+            if schedule.is_scored(global_step):
+                self._score(adapter, growth, loss_scale)
+            if schedule.is_event(global_step):
+                grown.update(self._grow(adapter, growth, global_step))
+            if not growth.finished:
+                self._set_scoring(adapter, growth, global_step + 1)
+        return grown
+
+    def _require_schedule(self, growth: Growth) -> GrowthSchedule:
+        if growth.schedule is None:
+            totals = {config.total_step for config in self.peft_config.values() if config.total_step}
+            if not totals:
+                raise IncreLoraError(
+                    "IncreLoRA does not know how long training lasts: use IncreLoraCallback with the Trainer, "
+                    "create_optimizer(..., total_steps=...) in a loop, or set total_step in the config"
+                )
+            self.set_total_steps(totals.pop())
+        assert growth.schedule is not None
+        return growth.schedule
+
+    def _score(self, adapter: str, growth: Growth, loss_scale: float) -> None:
+        reduce = average if world_size() > 1 else None
+        scores, silent = [], []
+        for name, layer in self.adapter_layers(adapter).items():
+            recorder = layer.components[adapter].recorder
+            score = recorder.take(reduce) if recorder is not None else None
+            if score is None:
+                silent.append(name)
+            else:
+                scores.append(score)
+        if silent:
+            raise IncreLoraError(
+                f"no gradient reached {silent[0]} (and {len(silent) - 1} more modules) in a step that is scored: was "
+                "`update_and_allocate` called without a backward pass, or is the module not used in the forward pass?"
+            )
+        device = scores[0].device
+        growth.importance.update(torch.stack([score.to(device) for score in scores]) / loss_scale)
+
+    def _grow(self, adapter: str, growth: Growth, step: int) -> dict[str, int]:
+        if not self._optimizer_attached:
+            raise IncreLoraError(
+                "ranks are about to grow, but the optimizer cannot follow: train with IncreLoraAdamW "
+                "(create_optimizer(...), or IncreLoraCallback with the Trainer)"
+            )
+        layers = self.adapter_layers(adapter)
+        names = list(layers)
+        config: IncreLoraConfig = self.peft_config[adapter]
+        schedule = self._require_schedule(growth)
+        gains = allocate(
+            growth.importance.scores().tolist(),
+            [layer.rank(adapter) for layer in layers.values()],
+            [layer.max_rank for layer in layers.values()],
+            top_h=schedule.top_h,
+            ranks_per_event=schedule.ranks_per_event,
+            budget=growth.budget,
+            allow_overshoot=config.allow_overshoot,
+        )
+        grown = {names[index]: ranks for index, ranks in gains.items()}
+        for name, ranks in grown.items():
+            layers[name].grow(adapter, ranks)
+        total = sum(layer.rank(adapter) for layer in layers.values())
+        growth.events.append({"step": step, "grown": grown, "total_rank": total})
+        self.growth_version += 1
+        logger.debug("step %d: total rank %d of %d, grown %s", step, total, growth.budget, grown)
+        self._finish_if_full(adapter)
+        return grown
+
+    def _finish_if_full(self, adapter: str) -> None:
+        growth, layers = self.growth[adapter], self.adapter_layers(adapter)
+        total = sum(layer.rank(adapter) for layer in layers.values())
+        # as in the authors' code, an overshot budget never runs the closing step
+        if total < growth.budget or (total > growth.budget and self.peft_config[adapter].allow_overshoot):
+            growth.finished = total > growth.budget
+            if growth.finished:
+                self._set_recorders(adapter, on=False)
+            return
+        growth.finished = True
+        for layer in layers.values():
+            layer.close(adapter)
+        self.growth_version += 1
+
+    def _set_scoring(self, adapter: str, growth: Growth, next_step: int) -> None:
+        self._set_recorders(adapter, on=growth.schedule is not None and growth.schedule.is_scored(next_step))
+
+    def _set_recorders(self, adapter: str, *, on: bool) -> None:
+        hold = self.gradient_accumulation_steps > 1 or world_size() > 1
+        for layer in self.adapter_layers(adapter).values():
+            components = layer.components[adapter]
+            if not on:
+                components.recorder = None
+            elif components.recorder is None or components.recorder.hold != hold:
+                components.recorder = UpdateGradient(
+                    _bound_update(layer, adapter), components.config.score_reduction, hold
+                )
+
+    # ---------------------------------------------------------------- what the optimizer asks
+
+    @property
+    def restart_warmup(self) -> bool:
+        return any(self.peft_config[adapter].restart_warmup for adapter in self.active_adapters)
+
+    def attach_optimizer(self) -> None:
+        """Note that an optimizer follows the growth of this model."""
+        self._optimizer_attached = True
+
+    def consume_allocation(self) -> None:
+        """Raise if an optimizer step comes without ``update_and_allocate`` while an adapter is growing."""
+        growing = any(not self.growth[a].finished for a in self.active_adapters if a in self.growth)
+        if growing and not self._allocated:
+            raise IncreLoraError(
+                "optimizer.step() without update_and_allocate(step): ranks would never grow; call it after the backward "
+                "pass, or add IncreLoraCallback to the Trainer"
+            )
+        self._allocated = False
+
+    def component_tensors(self) -> Iterator[tuple[IncreLoraLayer, str, str]]:
+        """The trainable adapter tensors as (layer, adapter, kind), kind being A, B or lambda."""
+        for adapter in self.active_adapters:
+            if adapter in self.peft_config:
+                for layer in self.adapter_layers(adapter).values():
+                    for kind in ("A", "B", "lambda"):
+                        if getattr(layer, f"increlora_{kind}")[adapter].requires_grad:
+                            yield layer, adapter, kind
+
+    # ---------------------------------------------------------------- what users ask
+
+    def rank_distribution(self, adapter: str | None = None) -> dict[str, int]:
+        """Active rank per module, in the form that ``LoraConfig(rank_pattern=...)`` takes."""
+        adapter = adapter or self.active_adapters[0]
+        return {name: layer.rank(adapter) for name, layer in self.adapter_layers(adapter).items()}
+
+    def growth_events(self, adapter: str | None = None) -> list[dict[str, Any]]:
+        """One ``{"step", "grown": {module: ranks}, "total_rank"}`` per event so far."""
+        growth = self.growth.get(adapter or self.active_adapters[0])
+        return growth.events if growth else []
+
+    def active_parameters(self, adapter: str | None = None) -> int:
+        """Numbers in the active components, ``sum of rank * (in + out + 1)``; the reserve is not counted."""
+        adapter = adapter or self.active_adapters[0]
+        layers = self.adapter_layers(adapter).values()
+        return sum(layer.rank(adapter) * (layer.in_features + layer.out_features + 1) for layer in layers)
+
+    def orthogonality(self, adapter: str | None = None) -> tuple[float, float]:
+        """Mean over modules of ``||A A^T - I||_F^2`` and ``||B^T B - I||_F^2`` over active components and reserve."""
+        adapter = adapter or self.active_adapters[0]
+        layers = list(self.adapter_layers(adapter).values())
+        masks = []
+        for layer in layers:
+            mask = torch.zeros_like(layer.increlora_mask[adapter])
+            mask[: layer.components[adapter].rank + layer.components[adapter].reserve] = 1
+            masks.append(mask)
+        return (
+            orthogonality([layer.increlora_A[adapter] for layer in layers], masks),
+            orthogonality([layer.increlora_B[adapter].T for layer in layers], masks),
+        )
+
+    # ---------------------------------------------------------------- saving and loading
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor], unwanted_adapter_names: list[str]
+    ) -> dict[str, Tensor]:
+        """Only the active components are saved: the reserve is a matter of training."""
+        selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        for name, layer in _named_layers(model, adapter_name):
+            rank = layer.rank(adapter_name)
+            config.rank_pattern[name.removeprefix("base_model.model.")] = rank
+            for kind, cut in (("A", (slice(rank),)), ("B", (slice(None), slice(rank))), ("lambda", (slice(rank),))):
+                key = f"{name}.increlora_{kind}.{adapter_name}"
+                if key in selected:
+                    selected[key] = selected[key][cut].contiguous()
+        return selected
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Give every layer the rank of the saved tensors, whatever rank it has now, and pad them to its storage."""
+        mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        tuner = find_tuner(model)
+        for name, layer in _named_layers(model, adapter_name):
+            keys = {kind: f"{name}.increlora_{kind}.{adapter_name}" for kind in ("A", "B", "lambda")}
+            if keys["lambda"] not in mapped:
+                continue
+            rank = mapped[keys["lambda"]].shape[0]
+            layer.set_rank(adapter_name, rank, config.ranks_per_event if adapter_name in tuner.growth else 0)
+            for kind, key in keys.items():
+                parameter = getattr(layer, f"increlora_{kind}")[adapter_name]
+                padded = parameter.detach().clone()
+                if padded.device.type == "meta":
+                    padded = torch.zeros(parameter.shape, dtype=mapped[key].dtype)
+                padded[(slice(None), slice(rank)) if kind == "B" else (slice(rank),)] = mapped[key].to(padded)
+                mapped[key] = padded
+        if adapter_name in tuner.growth:
+            tuner._finish_if_full(adapter_name)
+        tuner.growth_version += 1
+        return mapped
+
+    def growth_state_dict(self) -> dict[str, Any]:
+        """What continues growth exactly and is not in the saved adapter: reserve, scores, events, storage."""
+        state = {}
+        for adapter, growth in self.growth.items():
+            layers = {}
+            for name, layer in self.adapter_layers(adapter).items():
+                components = layer.components[adapter]
+                rows = slice(components.rank, components.rank + components.reserve)
+                layers[name] = {
+                    "rank": components.rank,
+                    "reserve": components.reserve,
+                    "seed": components.seed,
+                    "capacity": layer.increlora_lambda[adapter].shape[0],
+                    "A": layer.increlora_A[adapter].detach()[rows].clone(),
+                    "B": layer.increlora_B[adapter].detach()[:, rows].clone(),
+                }
+            state[adapter] = {
+                "layers": layers,
+                "importance": growth.importance.state_dict(),
+                "events": growth.events,
+                "finished": growth.finished,
+            }
+        return state
+
+    def load_growth_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`growth_state_dict`; the active components have been loaded before.
+
+        Raises:
+            IncreLoraError: the loaded adapter has other ranks than the state.
+        """
+        for adapter, saved in state.items():
+            growth, layers = self.growth[adapter], self.adapter_layers(adapter)
+            for name, own in saved["layers"].items():
+                layer = layers[name]
+                if layer.rank(adapter) != own["rank"]:
+                    raise IncreLoraError(
+                        f"{name} has rank {layer.rank(adapter)}, the optimizer's checkpoint {own['rank']}: load the "
+                        "adapter of the same checkpoint first"
+                    )
+                layer.restore_reserve(adapter, own)
+            growth.importance.load_state_dict(saved["importance"])
+            growth.events, growth.finished = [dict(event) for event in saved["events"]], saved["finished"]
+        self.growth_version += 1
+        if self._length is not None:
+            self.set_total_steps(*self._length)
+
+    # ---------------------------------------------------------------- several processes
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """DistributedDataParallel cannot follow a tensor that grows: the tuner averages these gradients itself."""
+        prefixes = [name for name, _ in self.model.named_modules() if isinstance(_, IncreLoraLayer)]
+        own = [
+            name
+            for names in (self.model.named_parameters(), self.model.named_buffers())
+            for name, _ in names
+            if ".increlora_" in name and any(name.startswith(f"{prefix}.increlora_") for prefix in prefixes)
+        ]
+        return [prefix + name for name in own for prefix in ("", "model.", "base_model.model.")]
+
+    def _average_gradients(self) -> None:
+        if not hasattr(self, "_gradient_average"):
+            self._gradient_average = GradientAverage(
+                lambda: [getattr(layer, f"increlora_{kind}")[a] for layer, a, kind in self.component_tensors()]
+            )
+        self._gradient_average.watch()
+
+
+def find_tuner(model: nn.Module) -> IncreLoraModel:
+    """The IncreLoRA tuner in a (wrapped) model.
+
+    Raises:
+        IncreLoraError: there is none.
+    """
+    for module in model.modules():
+        if isinstance(module, IncreLoraModel):
+            return module
+    raise IncreLoraError("the model has no IncreLoRA adapter: create one with get_peft_model(model, IncreLoraConfig())")
+
+
+def _named_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, IncreLoraLayer]]:
+    for name, module in model.named_modules():
+        if isinstance(module, IncreLoraLayer) and adapter in module.components:
+            yield name, module
+
+
+def _bound_update(layer: IncreLoraLayer, adapter: str) -> Callable[[], Tensor]:
+    return lambda: layer.factored_update(adapter)

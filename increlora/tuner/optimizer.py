@@ -1,0 +1,362 @@
+"""AdamW in which every component has its own age: own step count, own learning rate.
+
+A component that starts to train late must not inherit the step count of its matrix (it would over-step by up to 3.9
+times the learning rate), and with restarted warmup it follows its own warmup (paper, section 3). The result equals
+``torch.optim.AdamW`` with one parameter group per birth. All adapter tensors of a device are updated in one flat
+vector, so a step costs a dozen kernels whatever the number of modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+if TYPE_CHECKING:
+    from increlora.tuner.layer import IncreLoraLayer
+    from increlora.tuner.model import IncreLoraModel
+
+NOT_BORN = -1
+
+
+@dataclass(frozen=True)
+class WarmupDecay:
+    """Linear warmup from a component's birth, then linear decay that reaches 0 for all at the end of training.
+
+    Attributes:
+        warmup_steps: optimizer steps of warmup.
+        total_steps: optimizer steps of the whole training.
+    """
+
+    warmup_steps: int
+    total_steps: int
+
+    def __call__(self, step: int, birth: Tensor) -> Tensor:
+        """Factors of the peak learning rate after ``step`` completed updates, for births (rows,) counted likewise."""
+        age = (step - birth).to(torch.float64)
+        warmup = age / max(1, self.warmup_steps)
+        rest = (self.total_steps - birth - self.warmup_steps).clamp_min(1).to(torch.float64)
+        decay = ((self.total_steps - step) / rest).clamp_min(0.0)
+        return torch.where(age < self.warmup_steps, warmup, decay)
+
+    def first(self, step: int) -> float:
+        """The factor of what trains from the start, as in Transformers' ``get_linear_schedule_with_warmup``."""
+        return float(self(step, torch.zeros(1, dtype=torch.int64)))
+
+
+@dataclass
+class _Member:
+    """One adapter tensor in a bucket: its rows are components, whatever its layout. The tensor itself is looked up anew
+    each time, because growth may replace it."""
+
+    layer: IncreLoraLayer
+    adapter: str
+    kind: str  # A, B or lambda
+    shape: torch.Size = torch.Size()
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return getattr(self.layer, f"increlora_{self.kind}")[self.adapter]
+
+    @property
+    def component_dim(self) -> int:
+        return 1 if self.kind == "B" else 0
+
+    def trained_rows(self) -> int:
+        components = self.layer.components[self.adapter]
+        return components.rank if self.kind == "lambda" else components.trained
+
+    def rows(self) -> int:
+        return self.shape[self.component_dim]
+
+    def row_index(self, offset: int, device: torch.device) -> Tensor:
+        """The bucket's row number of every element, flattened."""
+        view = [1] * len(self.shape)
+        view[self.component_dim] = -1
+        rows = torch.arange(offset, offset + self.rows(), device=device, dtype=torch.int32)
+        return rows.view(view).expand(self.shape).reshape(-1)
+
+
+class _Bucket:
+    """All adapter tensors of one device and dtype, updated together."""
+
+    def __init__(self, members: list[_Member]):
+        self.members = members
+        self.device, self.dtype = members[0].parameter.device, members[0].parameter.dtype
+        self.exp_avg = self.exp_avg_sq = torch.zeros(0, device=self.device, dtype=self.dtype)
+        self.birth = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.count = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.trained = torch.zeros(0, dtype=torch.bool, device=self.device)
+        self.version = -1
+
+    def refresh(self, version: int) -> None:
+        """Follow the growth of the model: re-lay the moments if a tensor was enlarged, mark the rows that train."""
+        if version == self.version:
+            return
+        old_shapes = [member.shape for member in self.members]
+        new_shapes = [member.parameter.shape for member in self.members]
+        if old_shapes != new_shapes:
+            self._relayout(old_shapes, new_shapes)
+        rows = [
+            torch.arange(member.rows(), device=self.device) < member.trained_rows() for member in self.members
+        ]
+        self.trained = torch.cat(rows)
+        self.version = version
+
+    def _relayout(self, old_shapes: list[torch.Size], new_shapes: list[torch.Size]) -> None:
+        def moved(flat: Tensor) -> Tensor:
+            pieces, position = [], 0
+            for member, old, new in zip(self.members, old_shapes, new_shapes, strict=True):
+                piece = flat.new_zeros(new)
+                if len(old):
+                    values = flat[position : position + old.numel()].view(old)
+                    keep = min(old[member.component_dim], new[member.component_dim])
+                    piece.narrow(member.component_dim, 0, keep).copy_(values.narrow(member.component_dim, 0, keep))
+                    position += old.numel()
+                pieces.append(piece.reshape(-1))
+            return torch.cat(pieces)
+
+        def moved_rows(flat: Tensor, fill: int) -> Tensor:
+            pieces, position = [], 0
+            for member, old, new in zip(self.members, old_shapes, new_shapes, strict=True):
+                piece = flat.new_full((new[member.component_dim],), fill)
+                if len(old):
+                    keep = min(old[member.component_dim], new[member.component_dim])
+                    piece[:keep] = flat[position : position + keep]
+                    position += old[member.component_dim]
+                pieces.append(piece)
+            return torch.cat(pieces)
+
+        self.exp_avg, self.exp_avg_sq = moved(self.exp_avg), moved(self.exp_avg_sq)
+        self.birth, self.count = moved_rows(self.birth, NOT_BORN), moved_rows(self.count, 0)
+        index, offset = [], 0
+        for member, shape in zip(self.members, new_shapes, strict=True):
+            member.shape = shape
+            index.append(member.row_index(offset, self.device))
+            offset += member.rows()
+        self.row_index = torch.cat(index)
+        self.sizes = [shape.numel() for shape in new_shapes]
+
+    def step(self, updates: int, group: dict[str, Any], learning_rates: Callable[[Tensor], Tensor]) -> None:
+        """One AdamW update.
+
+        Args:
+            updates: completed optimizer updates.
+            group: the parameter group: betas, eps, weight_decay.
+            learning_rates: births (rows,) to learning rates (rows,).
+        """
+        newborn = self.trained & (self.birth == NOT_BORN)
+        # what an event of this very step has created has no gradient yet: it is born after this update
+        self.birth = torch.where(newborn, updates + 1 if updates else 0, self.birth)
+        active = self.trained & (self.birth <= updates)
+        gradients = []
+        parameters = [member.parameter for member in self.members]
+        for parameter in parameters:
+            gradients.append((torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1))
+        gradient = torch.cat(gradients)
+        self.count = self.count + active
+
+        beta1, beta2 = group["betas"]
+        rate = learning_rates(self.birth)
+        count = self.count.clamp_min(1).to(torch.float64)
+        step_size = torch.where(active, rate / (1 - beta1**count), 0.0).to(self.dtype)
+        root = (1 - beta2**count).sqrt().to(self.dtype)
+
+        self.exp_avg.lerp_(gradient, 1 - beta1)
+        self.exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        denominator = self.exp_avg_sq.sqrt().div_(root[self.row_index]).add_(group["eps"])
+        change = torch.div(self.exp_avg, denominator, out=denominator).mul_(step_size[self.row_index])
+
+        if group["weight_decay"]:
+            decay = torch.where(active, 1 - rate * group["weight_decay"], 1.0).to(self.dtype)[self.row_index]
+            torch._foreach_mul_(parameters, self._views(decay))
+        torch._foreach_sub_(parameters, self._views(change))
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        return [part.view(member.shape) for part, member in zip(flat.split(self.sizes), self.members, strict=True)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "shapes": [tuple(member.shape) for member in self.members],
+            **{name: getattr(self, name) for name in ("exp_avg", "exp_avg_sq", "birth", "count")},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if len(state["shapes"]) != len(self.members):
+            raise ValueError(f"optimizer state of {len(state['shapes'])} tensors for {len(self.members)} in the model")
+        for member, shape in zip(self.members, state["shapes"], strict=True):
+            member.shape = torch.Size(shape)
+        for name in ("exp_avg", "exp_avg_sq", "birth", "count"):
+            setattr(self, name, state[name].to(self.device, copy=True))
+        shapes = [member.shape for member in self.members]
+        self._relayout(shapes, shapes)
+        self.version = -1
+
+
+class IncreLoraAdamW(torch.optim.AdamW):
+    """AdamW for a model with an IncreLoRA adapter.
+
+    Adapter tensors are updated per component (see the module's docstring); all other trainable parameters (classifier,
+    pooler) by ``torch.optim.AdamW`` itself. The state dict holds the state of growth too (ranks, reserve, smoothed
+    scores), so saving the adapter and the optimizer is a complete checkpoint.
+
+    Args:
+        model: the PEFT model, or its IncreLoRA tuner.
+        lr: peak learning rate.
+        betas, eps, weight_decay: as in ``torch.optim.AdamW``; biases and normalisation weights do not decay.
+        schedule: the learning-rate curve of later births; without it they follow the group's learning rate.
+
+    Raises:
+        ValueError: the model has no trainable IncreLoRA adapter.
+        RuntimeError: in :meth:`step`, if ``update_and_allocate`` was not called since the last one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        schedule: WarmupDecay | None = None,
+    ):
+        from increlora.tuner.model import find_tuner
+
+        tuner: IncreLoraModel = find_tuner(model)
+        members = [_Member(*entry) for entry in tuner.component_tensors()]
+        if not members:
+            raise ValueError("the model has no trainable IncreLoRA adapter: was it loaded with is_trainable=True?")
+        adapter = {id(member.parameter) for member in members}
+        rest = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in adapter]
+        no_decay = normalisation_and_bias_names(model)
+        groups: list[dict[str, Any]] = [
+            {"params": [member.parameter for member in members], "components": True},
+            {"params": [p for n, p in rest if n not in no_decay], "components": False},
+            {"params": [p for n, p in rest if n in no_decay], "components": False, "weight_decay": 0.0},
+        ]
+        super().__init__(
+            [group for group in groups if group["params"]],
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=False,
+        )
+        self.tuner = tuner
+        self.schedule = schedule
+        self.updates = 0
+        buckets: dict[tuple[torch.device, torch.dtype], list[_Member]] = {}
+        for member in members:
+            buckets.setdefault((member.parameter.device, member.parameter.dtype), []).append(member)
+        self._buckets = [_Bucket(bucket) for bucket in buckets.values()]
+        tuner.attach_optimizer()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update. ``tuner.update_and_allocate(step)`` has to come first, after the backward pass."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.tuner.consume_allocation()
+        groups = self.param_groups
+        (components,) = (group for group in groups if group["components"])
+        try:
+            self.param_groups = [group for group in groups if not group["components"]]
+            super().step()
+        finally:
+            self.param_groups = groups
+        self._follow_growth()
+        for bucket in self._buckets:
+            bucket.step(self.updates, components, lambda birth: self._learning_rates(components, birth))
+        self.updates += 1
+        return loss
+
+    def _follow_growth(self) -> None:
+        for bucket in self._buckets:
+            bucket.refresh(self.tuner.growth_version)
+        (components,) = (group for group in self.param_groups if group["components"])
+        components["params"] = [member.parameter for bucket in self._buckets for member in bucket.members]
+
+    def _learning_rates(self, group: dict[str, Any], birth: Tensor) -> Tensor:
+        """Learning rate of every row (rows,): the group's for what trains from the start, its own curve if restarted."""
+        current = torch.full(birth.shape, group["lr"], dtype=torch.float64, device=birth.device)
+        if self.schedule is None or not self.tuner.restart_warmup:
+            return current
+        peak = group.get("initial_lr", group["lr"])
+        return torch.where(birth > 0, peak * self.schedule(self.updates, birth), current)
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        """torch's state dict with the components' moments, births and counts and the state of growth beside it."""
+        self._follow_growth()
+        state = super().state_dict()
+        state["increlora"] = {
+            "updates": self.updates,
+            "buckets": [bucket.state_dict() for bucket in self._buckets],
+            "growth": self.tuner.growth_state_dict(),
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+        """Restore the moments and the state of growth; the model's active components are loaded with the adapter."""
+        state_dict = dict(state_dict)
+        own = state_dict.pop("increlora")
+        super().load_state_dict(state_dict)
+        self.tuner.load_growth_state_dict(own["growth"])
+        self.updates = own["updates"]
+        for bucket, state in zip(self._buckets, own["buckets"], strict=True):
+            bucket.load_state_dict(state)
+        self._follow_growth()
+
+
+def normalisation_and_bias_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that weight decay leaves alone: biases and everything in a normalisation layer."""
+    names = set()
+    for prefix, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            if "bias" in name or "norm" in type(module).__name__.lower():
+                names.add(f"{prefix}.{name}" if prefix else name)
+    return names
+
+
+def create_optimizer(
+    model: nn.Module,
+    *,
+    lr: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> tuple[IncreLoraAdamW, LambdaLR]:
+    """Optimizer and schedule for a plain training loop; also tells the tuner how long training lasts.
+
+    Example::
+
+        optimizer, scheduler = create_optimizer(model, lr=1e-3, total_steps=1000, warmup_steps=100)
+        for step, batch in enumerate(batches, start=1):
+            model(**batch).loss.backward()
+            model.update_and_allocate(step)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+
+    Args:
+        model: the PEFT model.
+        lr: peak learning rate.
+        total_steps: optimizer steps of the whole training.
+        warmup_steps: steps of linear warmup, of every birth.
+        weight_decay, betas, eps: as in ``torch.optim.AdamW``.
+    """
+    from increlora.tuner.model import find_tuner
+
+    schedule = WarmupDecay(warmup_steps, total_steps)
+    find_tuner(model).set_total_steps(total_steps, warmup_steps)
+    optimizer = IncreLoraAdamW(model, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, schedule=schedule)
+    return optimizer, LambdaLR(optimizer, schedule.first)
+
+

@@ -1,0 +1,517 @@
+"""Methods: parameter counts of the paper, where adapters sit, what trains, exact continuation, and errors."""
+
+from __future__ import annotations
+
+import copy
+import io
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import linear, relu, silu
+from transformers import AutoModelForSequenceClassification, BertConfig, DebertaV2Config, DistilBertConfig
+from transformers.optimization import get_linear_schedule_with_warmup
+
+from increlora.errors import ConfigError, IncreLoraError
+from increlora.methods import registry
+from increlora.methods.base import (
+    AllocationError,
+    TrainingPlan,
+    head_modules,
+    head_parameters,
+    linear_schedule,
+    target_shapes,
+)
+from increlora.methods.counts import count, meta_model
+from increlora.methods.ranks import svd_parameters, transform_ranks
+from increlora.training.settings import Backbone, Data, RunSettings, Training
+
+LAYER = r"\w+\.encoder\.layer\.\d+\."
+DEBERTA_TARGETS = LAYER + (
+    r"(attention\.self\.(query|key|value)_proj|attention\.output\.dense|intermediate\.dense|output\.dense)"
+)
+BERT_TARGETS = LAYER + (
+    r"(attention\.self\.(query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense)"
+)
+DEBERTA = {
+    "relative_attention": True,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+BASE = DebertaV2Config(
+    vocab_size=128_100,
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    position_buckets=256,
+    max_position_embeddings=512,
+    **DEBERTA,
+)
+TINY = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+}
+TINY_DEBERTA = DebertaV2Config(**TINY, position_buckets=8, **DEBERTA)
+TINY_BERT = BertConfig(**TINY)
+TINY_MODELS = {"deberta": (TINY_DEBERTA, DEBERTA_TARGETS), "bert": (TINY_BERT, BERT_TARGETS)}
+BUDGETS = {"full_ft": None, "bitfit": None, "hadapter": 4, "padapter": 4, "lora": 2, "adalora": 2}
+PLAN = TrainingPlan(total_steps=12, warmup_steps=2, learning_rate=0.01, weight_decay=0.01, seed=5)
+ADALORA = {"tinit": 2, "tfinal": 3, "deltaT": 2}
+
+
+def tiny_model(config=TINY_DEBERTA):
+    """The same model at each call; noise makes every bias, LayerNorm and sublayer matter."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+def settings(kind, budget=None, targets=DEBERTA_TARGETS, **options):
+    return RunSettings(
+        study="test",
+        task="rte",
+        method=kind,
+        kind=kind,
+        budget=budget,
+        options=options,
+        backbone=Backbone(name="tiny", target_modules=targets),
+        data=Data(source="builtin"),
+        training=Training(learning_rate=0.01),
+    )
+
+
+def adapt(kind, backbone="deberta", plan=PLAN, **options):
+    config, targets = TINY_MODELS[backbone]
+    if kind == "adalora":
+        options = {**ADALORA, **options}
+    return registry.prepare(settings(kind, BUDGETS[kind], targets, **options), tiny_model(config), plan)
+
+
+def batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 60, (4, 8), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
+
+
+def train(adaptation, optimizer, scheduler, steps):
+    """Steps as the training loop takes them; all randomness of a step comes from its number."""
+    adaptation.model.train()
+    for step in steps:
+        torch.manual_seed(step)
+        loss = adaptation.model(**batch(step)).loss
+        penalty = adaptation.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        adaptation.before_step(step)
+        optimizer.step()
+        scheduler.step()
+        adaptation.after_step(step)
+        optimizer.zero_grad()
+
+
+def tensors(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+# Counts (param_counts of the paper; see the derivations in the documentation)
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget", "expected"),
+    [
+        ("full_ft", None, 184_423_682),
+        ("bitfit", None, 102_912),
+        ("hadapter", 64, 2_379_264),
+        ("hadapter", 32, 1_198_848),
+        ("hadapter", 16, 608_640),
+        ("hadapter", 8, 313_536),
+        ("padapter", 64, 1_189_632),
+        ("padapter", 32, 599_424),
+        ("padapter", 16, 304_320),
+        ("padapter", 8, 156_768),
+        ("lora", 8, 1_327_104),
+        ("lora", 4, 663_552),
+        ("lora", 2, 331_776),
+        *((kind, 8, 1_327_680) for kind in ("adalora", "increlora", "svd_lora")),
+        *((kind, 2, 331_920) for kind in ("adalora", "increlora", "svd_lora")),
+        ("increlora", 1, 165_960),
+        ("increlora", 24, 3_983_040),
+    ],
+)
+def test_counts_of_deberta_v3_base(kind, budget, expected):
+    counted = count(kind, budget, BASE, DEBERTA_TARGETS)
+    assert counted.trainable == expected
+    assert counted.head == 592_130
+    added = 0 if kind in ("full_ft", "bitfit") else expected
+    assert counted.total == 184_423_682 + added
+
+
+@pytest.mark.parametrize(("labels", "head"), [(1, 591_361), (3, 592_899)])
+def test_head_depends_on_the_labels(labels, head):
+    config = copy.deepcopy(BASE)
+    config.num_labels = labels
+    assert count("bitfit", None, config, "").head == head
+
+
+def test_svd_form_at_uneven_ranks():
+    shapes = target_shapes(meta_model(BASE), DEBERTA_TARGETS)
+    assert len(shapes) == 72
+    ranks = {name: 3 if shape == (768, 768) else 1 for name, shape in shapes.items()}
+    assert svd_parameters(shapes, ranks) == 1_536 * 48 * 3 + 3_840 * 24 + 48 * 3 + 24
+
+
+@pytest.mark.parametrize("kind", ["lora", "adalora"])
+def test_prepared_counts_agree_with_the_formula(kind):
+    options = registry.validate_options(kind, {})
+    plan = TrainingPlan(100, 0, 1e-3, 0.0, 0)
+    adaptation = registry.prepare(settings(kind, 2, **options.model_dump()), meta_model(BASE), plan)
+    counted = count(kind, 2, BASE, DEBERTA_TARGETS)
+    assert adaptation.budget_parameters() == counted.trainable
+    if kind == "lora":
+        assert adaptation.parameters() == counted
+    else:  # starts at 1.5 times the target
+        assert adaptation.peak_trainable() == adaptation.parameters().trainable == 331_920 * 3 // 2
+        assert adaptation.parameters().total == 184_423_682 + 331_920 * 3 // 2
+
+
+# What trains
+
+
+def expected_trainable(kind, backbone, name):
+    if name.startswith(("pooler", "classifier", "bert.pooler")):
+        return ".original_module." not in name
+    if kind == "full_ft":
+        return True
+    if kind == "bitfit":
+        return name.endswith("bias")
+    if kind in ("hadapter", "padapter"):
+        return ".adapter." in name
+    return ".lora_" in name
+
+
+@pytest.mark.parametrize("backbone", TINY_MODELS)
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_training_changes_exactly_what_should_train(kind, backbone):
+    adaptation = adapt(kind, backbone)
+    before = tensors(adaptation.model)
+    train(adaptation, *adaptation.optimizer(), range(1, 4))
+    moved = {name for name, tensor in tensors(adaptation.model).items() if not torch.equal(tensor, before[name])}
+    expected = {name for name in before if expected_trainable(kind, backbone, name)}
+    assert moved == expected == set(adaptation.named_trainable())
+    head = head_parameters(tiny_model(TINY_MODELS[backbone][0]))
+    assert adaptation.parameters().head == sum(parameter.numel() for parameter in head.values())
+
+
+def test_head_is_the_pooler_and_the_classifier():
+    assert head_modules(tiny_model(TINY_DEBERTA)) == ["pooler", "classifier"]
+    assert head_modules(tiny_model(TINY_BERT)) == ["bert.pooler", "classifier"]
+    with pytest.raises(ConfigError, match="not a Transformers model"):
+        head_modules(nn.Linear(2, 2))
+
+
+def test_initialisation_depends_on_the_seed_alone():
+    first = adapt("adalora").weights()
+    model = tiny_model()
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    again = registry.prepare(settings("adalora", 2, **ADALORA), model, PLAN).weights()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+# Optimizer
+
+
+def test_biases_and_layer_norms_do_not_decay():
+    adaptation = adapt("full_ft")
+    optimizer, _ = adaptation.optimizer()
+    names = {parameter: name for name, parameter in adaptation.model.named_parameters()}
+    decay = {group["weight_decay"]: {names[p] for p in group["params"]} for group in optimizer.param_groups}
+    assert decay[0.0] == {name for name in names.values() if "LayerNorm" in name or name.endswith("bias")}
+    assert decay[0.01] | decay[0.0] == set(names.values())
+
+
+def test_schedule_is_that_of_transformers():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = get_linear_schedule_with_warmup(optimizer, 3, 10).lr_lambdas[0]
+    assert [linear_schedule(step, 3, 10) for step in range(12)] == [reference(step) for step in range(12)]
+    assert linear_schedule(0, 0, 10) == 1.0
+
+
+# Adapters
+
+
+def hooked(kind, adapted):
+    """The same adapters on an untouched model by hooks: written from the definitions, without the package's blocks."""
+    model = tiny_model().eval()
+    weights = dict(adapted.model.named_parameters())
+
+    def bottleneck(path, act):
+        w = {name: weights[f"{path}.adapter.{name}"] for name in ("down.weight", "down.bias", "up.weight", "up.bias")}
+        return lambda z: linear(act(linear(z, w["down.weight"], w["down.bias"])), w["up.weight"], w["up.bias"])
+
+    def houlsby(block, path):
+        f = bottleneck(path, silu)
+        block.dropout.register_forward_hook(lambda module, args, output: output + f(output))
+
+    def pfeiffer(block, path):
+        f = bottleneck(path, relu)
+        seen = {}
+        block.register_forward_pre_hook(lambda module, args: seen.update(x=args[1]))
+        block.dropout.register_forward_hook(
+            lambda module, args, output: output + f(block.LayerNorm(output + seen["x"]))
+        )
+
+    for index, layer in enumerate(model.deberta.encoder.layer):
+        path = f"deberta.encoder.layer.{index}"
+        if kind == "hadapter":
+            houlsby(layer.attention.output, f"{path}.attention.output")
+            houlsby(layer.output, f"{path}.output")
+        else:
+            pfeiffer(layer.output, f"{path}.output")
+    return model
+
+
+@pytest.mark.parametrize("kind", ["hadapter", "padapter"])
+def test_adapter_placement(kind):
+    adapted = adapt(kind, init_std=0.5)
+    adapted.model.eval()
+    with torch.no_grad():
+        logits = adapted.model(**batch()).logits
+        assert torch.allclose(logits, hooked(kind, adapted)(**batch()).logits, atol=1e-6)
+        assert not torch.allclose(logits, tiny_model().eval()(**batch()).logits, atol=1e-2)
+
+
+def test_adapter_initialisation():
+    added = adapt("hadapter").weights()
+    assert all(not tensor.any() for name, tensor in added.items() if ".adapter." in name and name.endswith("bias"))
+    drawn = torch.cat([t.flatten() for name, t in added.items() if ".adapter." in name and name.endswith("weight")])
+    assert abs(drawn.std().item() - 0.02) < 0.002
+
+
+def test_adapters_refuse_an_unknown_architecture():
+    model = AutoModelForSequenceClassification.from_config(
+        DistilBertConfig(vocab_size=60, dim=16, n_layers=1, n_heads=2, hidden_dim=32)
+    )
+    with pytest.raises(ConfigError, match=r"backbone\.name: adapters do not know .* DistilBert"):
+        registry.prepare(settings("hadapter", 4), model, PLAN)
+
+
+# LoRA and AdaLoRA
+
+
+def test_lora_scale_is_alpha_over_r():
+    adaptation = adapt("lora", lora_alpha=6)
+    assert adaptation.model.get_submodule("deberta.encoder.layer.0.output.dense").scaling == {"default": 3.0}
+    assert adaptation.ranks() is None
+
+
+def test_adalora_ends_at_its_budget():
+    adaptation = adapt("adalora")
+    assert set(adaptation.ranks().values()) == {3}
+    with pytest.raises(AllocationError, match="never moved"):
+        adaptation.finish()
+    optimizer, scheduler = adaptation.optimizer()
+    train(adaptation, optimizer, scheduler, range(1, 13))
+    adaptation.finish()
+    ranks, events = adaptation.ranks(), adaptation.events()
+    assert sum(ranks.values()) == 2 * 12 == events[-1]["total_rank"]
+    cubic = {step: int(12 * ((9 - step) / 7) ** 3 + 24) for step in (4, 6)}  # 36 cut to 24 in steps 3 to 9
+    assert {event["step"]: event["total_rank"] for event in events[:2]} == cubic
+    for name in ranks:  # the events add up to the ranks
+        assert ranks[name] == 3 + sum(event["grown"].get(name, 0) for event in events)
+        lambdas = adaptation.model.get_parameter(f"{name}.lora_E.default")
+        assert int(lambdas.count_nonzero()) == ranks[name]
+    assert adaptation.parameters().trainable == svd_parameters(adaptation.shapes, ranks)
+    assert adaptation.peak_trainable() == svd_parameters(adaptation.shapes, dict.fromkeys(ranks, 3))
+    assert adaptation.budget_parameters() == svd_parameters(adaptation.shapes, dict.fromkeys(ranks, 2))
+
+
+def test_adalora_penalty_is_the_term_of_peft():
+    adaptation = adapt("adalora", orth_reg_weight=0.3)
+    adaptation.model.eval()
+    with_term = adaptation.peft_model(**batch()).loss
+    without = adaptation.model(**batch()).loss
+    assert torch.allclose(with_term - without, adaptation.penalty(), atol=1e-6)
+    assert adapt("adalora", orth_reg_weight=0).penalty() is None
+
+
+def test_adalora_scale_never_trains():
+    # on another device than the CPU, PEFT 0.21 creates `ranknum` anew, with a gradient
+    adaptation = registry.prepare(settings("adalora", 2, **ADALORA), meta_model(TINY_DEBERTA), PLAN)
+    assert not [name for name in adaptation.named_trainable() if "ranknum" in name]
+
+
+def test_adalora_orthogonality_of_the_active_components():
+    adaptation = adapt("adalora")
+    train(adaptation, *adaptation.optimizer(), range(1, 13))
+    expected = []
+    for name, active in adaptation.active().items():
+        a = adaptation.model.get_parameter(f"{name}.lora_A.default")[active]
+        expected.append((a @ a.T - torch.eye(len(a))).square().sum().item())
+    assert adaptation.orthogonality()[0] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+# State
+
+
+def round_trip(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("stop", [5, 10])
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_continues_bit_for_bit(kind, stop):
+    """AdaLoRA is interrupted between two cuts (step 5), and after the last one (step 10)."""
+    whole = adapt(kind)
+    train(whole, *whole.optimizer(), range(1, 13))
+
+    first = adapt(kind)
+    optimizer, scheduler = first.optimizer()
+    train(first, optimizer, scheduler, range(1, stop + 1))
+    saved = round_trip([first.state_dict(), optimizer.state_dict(), scheduler.state_dict()])
+
+    second = adapt(kind, plan=TrainingPlan(**{**vars(PLAN), "seed": 77}))
+    second.load_state_dict(saved[0])
+    optimizer, scheduler = second.optimizer()
+    optimizer.load_state_dict(saved[1])
+    scheduler.load_state_dict(saved[2])
+    train(second, optimizer, scheduler, range(stop + 1, 13))
+
+    expected, got = tensors(whole.model), tensors(second.model)
+    assert all(torch.equal(expected[name], got[name]) for name in expected if ".original_module." not in name)
+    assert whole.ranks() == second.ranks()
+    assert whole.events() == second.events()
+
+
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_weights_come_back(kind):
+    """Also after more components were cut."""
+    adaptation = adapt(kind)
+    optimizer, scheduler = adaptation.optimizer()
+    train(adaptation, optimizer, scheduler, range(1, 5))
+    best, ranks, counted = adaptation.weights(), adaptation.ranks(), adaptation.parameters()
+    adaptation.model.eval()
+    logits = adaptation.model(**batch()).logits
+    train(adaptation, optimizer, scheduler, range(5, 13))
+    adaptation.model.eval()
+    assert not torch.equal(adaptation.model(**batch()).logits, logits)
+    adaptation.load_weights(round_trip(best))
+    assert torch.equal(adaptation.model(**batch()).logits, logits)
+    assert adaptation.ranks() == ranks
+    assert adaptation.parameters() == counted
+
+
+def test_weights_of_another_method_are_refused():
+    with pytest.raises(IncreLoraError, match="do not fit this model"):
+        adapt("lora").load_weights(adapt("bitfit").weights())
+    narrow = registry.prepare(settings("hadapter", 2), tiny_model(), PLAN)
+    with pytest.raises(IncreLoraError, match=r"is \(4, 16\), not \(2, 16\)"):
+        narrow.load_weights(adapt("hadapter").weights())
+
+
+# Errors, before any model is prepared
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "field", "message"),
+    [
+        ("lora", {"lora_alhpa": 8}, "m.options.lora_alhpa", "did you mean 'lora_alpha'"),
+        ("lora", {"lora_dropout": 1.5}, "m.options.lora_dropout", "less than 1"),
+        ("full_ft", {"rank": 8}, "m.options.rank", "unknown"),
+        ("padapter", {"activation": "gelu"}, "m.options.activation", "'swish' or 'relu'"),
+        ("increlora", {"preset": "mine"}, "m.options.preset", "'paper' or 'code'"),
+        ("lorra", {}, "kind", "did you mean 'lora'"),
+    ],
+)
+def test_option_errors_name_the_field(kind, options, field, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        registry.validate_options(kind, options, "m.options")
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget", "options", "field"),
+    [
+        ("bitfit", 8, {}, "budget"),
+        ("lora", None, {}, "budget"),
+        ("lora", 0, {}, "budget"),
+        ("lora", 17, {}, "budget"),
+        ("hadapter", 0, {}, "budget"),
+        ("adalora", 2, {"tinit": 6, "tfinal": 6}, "options.tfinal"),
+        ("adalora", 2, {"tinit": 1, "tfinal": 1, "deltaT": 11}, "options.tfinal"),
+        ("adalora", 2, {"init_r": 2}, "options.init_r"),
+        ("adalora", 12, {}, "options.init_r"),
+        ("increlora", 1, {}, "options.init_r"),
+        ("increlora", 4, {"top_h": 1}, "options.top_h"),
+        ("increlora", 4, {"deltaT": 50}, "options.growth_end"),
+    ],
+)
+def test_impossible_budgets_name_the_field(kind, budget, options, field):
+    shapes = target_shapes(tiny_model(), DEBERTA_TARGETS)
+    with pytest.raises(ConfigError) as caught:
+        registry.check_budget(kind, budget, registry.validate_options(kind, options), PLAN, shapes)
+    assert caught.value.field == field
+
+
+def test_possible_budgets_pass():
+    shapes = target_shapes(tiny_model(), DEBERTA_TARGETS)
+    for kind, budget in {**BUDGETS, "increlora": 4}.items():
+        options = registry.validate_options(kind, ADALORA if kind == "adalora" else {})
+        registry.check_budget(kind, budget, options, PLAN, shapes)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("nothing", "matches no module"),
+        ("(", "no regular expression"),
+        (r".*\.output", "not a Linear"),
+        (r".*dense", "of the head"),
+    ],
+)
+def test_target_modules_errors(pattern, message):
+    with pytest.raises(ConfigError, match=message):
+        target_shapes(tiny_model(), pattern)
+
+
+def test_retraining_needs_ranks():
+    with pytest.raises(ConfigError, match="ranks_from"):
+        registry.prepare(settings("svd_lora", 2), tiny_model(), PLAN)
+
+
+def test_reading_the_registry_is_cheap():
+    code = (
+        "import sys, increlora.methods.registry; sys.exit(bool({'torch', 'transformers', 'peft'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Rank distributions
+
+
+def test_transform_ranks():
+    ranks = {"a": 5, "b": 1, "c": 0, "d": 1, "e": 4}
+    assert transform_ranks(ranks, "none") == ranks
+    assert transform_ranks(ranks, "uniform") == {"a": 3, "b": 2, "c": 2, "d": 2, "e": 2}
+    shuffled = transform_ranks(ranks, "shuffled", seed=1)
+    assert list(shuffled) == list(ranks)
+    assert sorted(shuffled.values()) == sorted(ranks.values())
+    assert shuffled == transform_ranks(ranks, "shuffled", seed=1) != transform_ranks(ranks, "shuffled", seed=2)
+    with pytest.raises(ValueError, match="unknown"):
+        transform_ranks(ranks, "reversed")

@@ -129,6 +129,12 @@ def _figures(options: argparse.Namespace) -> None:
     figures.build(_study(options), options.records, options.out)
 
 
+def _show(options: argparse.Namespace) -> None:
+    from increlora.report.show import show
+
+    print(show(_study(options), options.records, options.only))
+
+
 def _corpus(options: argparse.Namespace) -> None:
     from increlora.glue.corpus import write_folder
 
@@ -211,6 +217,9 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--out", default="results", metavar="FOLDER")
     figures = command("figures", _figures, "finished runs to figures", config=True, records=True)
     figures.add_argument("--out", default="figures", metavar="FOLDER")
+
+    show = command("show", _show, "tables in the terminal", config=True, records=True)
+    show.add_argument("--only", metavar="TABLE", help="table1, table2, table3 or cost")
 
     corpus = command("corpus", _corpus, "write the built-in corpus as a folder that `datasets` loads")
     corpus.add_argument("out", metavar="FOLDER")

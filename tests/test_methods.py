@@ -255,7 +255,7 @@ def test_schedule_is_that_of_transformers():
 
 def hooked(kind, adapted):
     """The same adapters on an untouched model by hooks: written from the definitions, without the package's blocks."""
-    model = tiny_model().eval()
+    model = tiny_model()
     weights = dict(adapted.model.named_parameters())
 
     def bottleneck(path, act):
@@ -284,14 +284,17 @@ def hooked(kind, adapted):
     return model
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("kind", ["hadapter", "padapter"])
-def test_adapter_placement(kind):
+def test_adapter_placement(kind, training):
+    """In training mode both draw the same dropout masks, so that also the order of dropout and adapter is compared."""
     adapted = adapt(kind, init_std=0.5)
-    adapted.model.eval()
-    with torch.no_grad():
-        logits = adapted.model(**batch()).logits
-        assert torch.allclose(logits, hooked(kind, adapted)(**batch()).logits, atol=1e-6)
-        assert not torch.allclose(logits, tiny_model().eval()(**batch()).logits, atol=1e-2)
+    logits = []
+    for model in (adapted.model, hooked(kind, adapted), tiny_model()):
+        torch.manual_seed(1)
+        logits.append(model.train(training)(**batch()).logits)
+    assert torch.allclose(logits[0], logits[1], atol=1e-6)
+    assert not torch.allclose(logits[0], logits[2], atol=1e-2)
 
 
 def test_adapter_initialisation():
@@ -500,6 +503,16 @@ def test_reading_the_registry_is_cheap():
         "import sys, increlora.methods.registry; sys.exit(bool({'torch', 'transformers', 'peft'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_increlora_options_are_fields_of_the_tuner():
+    options = registry.validate_options("increlora", {"preset": "code", "top_h": 3, "orth_reg": "component"})
+    config = options.tuner_config(target_r=4)
+    assert set(type(options).model_fields) - {"preset"} <= set(vars(config))
+    assert (config.top_h, config.target_r, config.orth_reg) == (3, 4, "component")  # given
+    assert (config.score_reduction, config.ranks_per_event) == ("sum_sqrt", 2)  # the preset's
+    # what a run's settings hold is the whole dump, which has to mean the same
+    assert registry.validate_options("increlora", options.model_dump()).tuner_config(target_r=4) == config
 
 
 # Rank distributions

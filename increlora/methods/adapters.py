@@ -76,7 +76,7 @@ class PfeifferOutput(AdaptedOutput):
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         output = self.dropout(self.dense(hidden_states))
         adapted = output + self.adapter(self.LayerNorm(output + input_tensor))
-        return self.LayerNorm(adapted)
+        return self.LayerNorm(adapted + input_tensor)
 
 
 def prepare_hadapter(setup: Setup[AdapterOptions]) -> Adaptation:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from increlora.methods.base import ParameterCount, Setup, TrainingPlan, head_parameters, target_shapes
 from increlora.methods.ranks import lora_parameters, svd_parameters, uniform_ranks
-from increlora.methods.registry import get
+from increlora.methods.registry import get_method
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,7 @@ def count(kind: str, budget: int | None, config: PretrainedConfig, target_module
     Raises:
         ConfigError: the method, the modules or the backbone's architecture are not known.
     """
-    method = get(kind)
+    method = get_method(kind)
     model = meta_model(config)
     if method.budget_name != "rank":
         setup = Setup(model, _ANY_PLAN, method.options(), budget, target_modules)

@@ -89,7 +89,7 @@ METHODS: dict[str, Method] = {
 """Every method by kind, in the order of the paper's Table 1."""
 
 
-def get(kind: str, field: str = "kind") -> Method:
+def get_method(kind: str, field: str = "kind") -> Method:
     """The method of that name.
 
     Raises:
@@ -111,7 +111,7 @@ def validate_options(kind: str, options: Mapping[str, Any], field_prefix: str = 
     Raises:
         ConfigError: names the first option that is unknown or wrong, and what is allowed.
     """
-    model = get(kind).options
+    model = get_method(kind).options
     try:
         return model(**options)
     except ValidationError as error:
@@ -143,7 +143,7 @@ def check_budget(
     Raises:
         ConfigError: names the field to change.
     """
-    method = get(kind)
+    method = get_method(kind)
     if method.budget_name is None:
         if budget is not None:
             raise ConfigError("budget", f"{budget} given, but {method.title} has no budget")
@@ -174,7 +174,7 @@ def prepare(
 
     from increlora.methods.base import Setup, target_shapes
 
-    method = get(settings.kind)
+    method = get_method(settings.kind)
     options = validate_options(settings.kind, settings.options)
     target_modules = settings.backbone.target_modules
     shapes = target_shapes(model, target_modules) if method.budget_name == "rank" else {}

@@ -119,11 +119,12 @@ def _ratio(results: Results, column: str, tasks: Sequence[str], line: Line, lora
 
 
 def _devices(runs: pd.DataFrame) -> list[str]:
-    found = runs[["device", "threads"]].dropna(how="all").drop_duplicates()
-    return sorted(
-        str(row.device) + ("" if pd.isna(row.threads) else f", threads: {int(row.threads)}")
-        for row in found.itertuples()
-    )
+    found = {
+        str(device) + ("" if pd.isna(threads) else f", threads: {threads}")
+        for device, threads in zip(runs["device"], runs["threads"], strict=True)
+        if device
+    }
+    return sorted(found)
 
 
 def _cells(row: dict[str, Any]) -> tuple[Cell, ...]:

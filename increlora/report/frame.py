@@ -156,7 +156,7 @@ def to_frame(records: Records, study: Study) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     whole = ["budget", "step", "total_rank", "trainable", "head", "budget_parameters", "peak_trainable"]
-    return frame.astype({name: "Int64" for name in [*whole, "optimizer_state", "threads", "seed"]} | {"value": float})
+    return frame.astype(dict.fromkeys([*whole, "optimizer_state", "threads", "seed"], "Int64") | {"value": float})
 
 
 def _run_columns(record: Mapping[str, Any], study: Study, stale: bool) -> dict[str, Any]:

@@ -96,7 +96,8 @@ def remarks(cells: Iterable[tuple[str, str, Summary]]) -> list[str]:
 
 
 def _by_row(cells: Iterable[tuple[str, str, bool]]) -> tuple[set[str], dict[str, list[str]]]:
-    tasks, chosen = set(), {}
+    tasks: set[str] = set()
+    chosen: dict[str, list[str]] = {}
     for label, task, is_so in cells:
         tasks.add(task)
         if is_so:

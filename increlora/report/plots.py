@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -77,7 +78,7 @@ def figure5(data: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
     """Orthogonality of A and of B over training: mean over seeds, band from the least to the greatest."""
     fig = style.figure(style.DOUBLE, 2.6)
     axes = fig.subplots(1, 2, sharey=True)
-    drawn = {
+    drawn: dict[str, tuple[str, Literal["-", "--"], str]] = {
         "with": (style.VERMILLION, "-", "with advance learning"),
         "without": (style.BLUE, "--", "without advance learning"),
     }
@@ -133,7 +134,7 @@ def figure6(data: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
     return fig
 
 
-def _heat_map(ax: Axes, grid: pd.DataFrame, low: float, high: float, whole: bool) -> matplotlib.image.AxesImage:
+def _heat_map(ax: Axes, grid: pd.DataFrame, low: float, high: float, whole: bool) -> AxesImage:
     image = ax.imshow(grid.to_numpy(dtype=float), cmap=style.MAP, vmin=low, vmax=high, aspect="auto")
     ax.grid(visible=False)
     ax.tick_params(length=0)

@@ -8,10 +8,11 @@ the same bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import matplotlib
+from matplotlib import style as matplotlib_style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -26,7 +27,7 @@ GREY = "#666666"
 MAP = "cividis"
 """Sequential, perceptually uniform, the same for colour-blind eyes."""
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": 8,
     "axes.titlesize": 9,
@@ -77,18 +78,23 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
     return {m: _LOOKS.get(m) or _FURTHER[unknown.index(m) % len(_FURTHER)] for m in methods}
 
 
+def context() -> AbstractContextManager[None]:
+    """Matplotlib's defaults and `RC`, whatever the user's own matplotlibrc says."""
+    return matplotlib_style.context(["default", RC])
+
+
 def figure(width: float, height: float) -> Figure:
     """An empty figure of this size in inches, apart from pyplot's global state."""
-    with matplotlib.rc_context(RC):
-        canvas = FigureCanvasAgg(Figure(figsize=(width, height)))
-    return canvas.figure
+    fig = Figure(figsize=(width, height))
+    FigureCanvasAgg(fig)
+    return fig
 
 
 def save(fig: Figure, stem: Path) -> list[Path]:
     """Writes `<stem>.png` and `<stem>.pdf` without time stamps or versions in them."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf")]
-    with matplotlib.rc_context(RC):
+    with context():
         fig.savefig(paths[0], dpi=DPI, metadata={"Software": None})
         fig.savefig(paths[1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return paths

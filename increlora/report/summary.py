@@ -72,11 +72,13 @@ class Scores:
         self._values: dict[tuple[str, str, int | None, int], dict[str, float]] = {}
         self._status: dict[tuple[str, str, int | None, int], str] = {}
         self._stale: set[tuple[str, str, int | None, int]] = set()
-        for row in frame[frame["checkpoint"] == checkpoint].itertuples():
-            key = (row.task, row.method, None if pd.isna(row.budget) else int(row.budget), int(row.seed))
-            self._values.setdefault(key, {})[row.metric] = row.value
-            self._status[key] = row.status
-            if row.stale:
+        shown = frame[frame["checkpoint"] == checkpoint]
+        names = ("task", "method", "budget", "seed", "metric", "value", "status", "stale")
+        for task, method, budget, seed, metric, value, status, stale in zip(*(shown[n] for n in names), strict=True):
+            key = (task, method, None if pd.isna(budget) else int(budget), int(seed))
+            self._values.setdefault(key, {})[metric] = value
+            self._status[key] = status
+            if stale:
                 self._stale.add(key)
 
     def by_seed(self, task: str, method: str, budget: int | None, column: str | None = None) -> dict[int, float]:
@@ -107,7 +109,7 @@ class Scores:
         if not all(values):
             return self._summary(Estimate(0), cells)
         common = [seed for seed in self.seeds if all(seed in found for found in values)]
-        per_seed = statistics.estimate(np.mean([found[seed] for found in values]) for seed in common)
+        per_seed = statistics.estimate(float(np.mean([found[seed] for found in values])) for seed in common)
         interval = statistics.stratified_bootstrap([list(found.values()) for found in values])
         mean = float(np.mean([np.mean(list(found.values())) for found in values]))
         low, high = interval or (None, None)

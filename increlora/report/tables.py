@@ -24,7 +24,7 @@ from increlora.report.results import Line, Results
 from increlora.report.summary import Summary
 
 if TYPE_CHECKING:
-    from increlora.study.config import Comparison, Study
+    from increlora.study.config import Comparison, Study, Table1
 
 COLUMNS = (
     *("row", "method", "budget", "params_mean", "task", "column", "mean", "sd", "ci_low", "ci_high"),
@@ -81,19 +81,16 @@ def tables(results: Results) -> Iterator[Table]:
     """The study's tables; an artefact that the config leaves out is skipped."""
     artefacts = results.study.artefacts
     if artefacts.table1:
-        yield table1(results)
+        yield table1(results, artefacts.table1)
     if artefacts.table2:
-        yield table2(results)
+        yield table2(results, artefacts.table2)
     if artefacts.table3:
-        yield table3(results)
+        yield table3(results, artefacts.table3)
     yield cost_table(results)
 
 
-def table1(results: Results) -> Table:
+def table1(results: Results, wanted: Table1) -> Table:
     """Comparison of methods over the tasks."""
-    wanted = results.study.artefacts.table1
-    if wanted is None:
-        raise ValueError("the study has no Table 1")
     lines = results.lines((row.method, budget) for row in wanted.rows for budget in (row.budgets or (None,)))
     lines.sort(key=lambda line: -1 if line.tier is None else line.tier)  # stable: within a tier as in the config
     columns = [(task, column) for task in wanted.tasks for column in TASKS[task].columns]
@@ -171,14 +168,11 @@ def table1(results: Results) -> Table:
     return _table(results, "table1", "Table 1: methods on GLUE", grids, notes, rows)
 
 
-def table2(results: Results) -> Table:
+def table2(results: Results, wanted: Comparison) -> Table:
     """Ablation of IncreLoRA's components."""
-    wanted = results.study.artefacts.table2
-    if wanted is None:
-        raise ValueError("the study has no Table 2")
     lines = results.lines((method, wanted.budget) for method in wanted.rows)
     components = {line: _components(results, wanted.tasks[0], line) for line in lines}
-    roles = {}
+    roles: dict[str, Line] = {}
     for line in lines:
         role = "lora" if line.published_method == "lora" else _COMPONENTS.get(components[line] or frozenset({"none"}))
         if role:
@@ -192,13 +186,11 @@ def table2(results: Results) -> Table:
     return _comparison(results, "table2", title, wanted, lines, ticks, roles, _ABLATION, [legend])
 
 
-def table3(results: Results) -> Table:
+def table3(results: Results, wanted: Comparison) -> Table:
     """Fresh SVD-form LoRA models retrained from saved rank distributions, beside the runs that found them."""
-    wanted = results.study.artefacts.table3
-    if wanted is None:
-        raise ValueError("the study has no Table 3")
     lines = results.lines((method, wanted.budget) for method in wanted.rows)
-    roles, ranks = {}, []
+    roles: dict[str, Line] = {}
+    ranks: list[Cell] = []
     for line in lines:
         settings = results.study.settings(wanted.tasks[0], line.method, line.budget, results.study.seeds[0])
         source = settings.ranks_from

@@ -75,7 +75,7 @@ def _allocates(study: Study, name: str) -> bool:
 
     _inheritance(study, name)
     kind = registry.METHODS.get(variant(study, name).kind)
-    return kind is not None and kind.budget_name == "rank" and not kind.needs_ranks and kind.kind != "lora"
+    return kind is not None and kind.allocates
 
 
 def _artefacts(study: Study) -> None:

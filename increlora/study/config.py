@@ -44,7 +44,7 @@ else:
         __base__=_Block,
         __doc__="Any subset of the fields of `Training`; those left out keep the value of the layer below.",
         **{
-            name: (Annotated[field.annotation, *field.metadata], Field(default=None, description=field.description))
+            name: (Annotated[field.annotation, "as in Training", *field.metadata], Field(default=None, description=field.description))
             for name, field in Training.model_fields.items()
         },
     )

@@ -3,9 +3,9 @@
 Parameters are counted on the backbone's real shapes, built on the meta device (no weights, no download for the
 backbones in ``shapes/``). Hours are an estimate from a deliberately simple model:
 
-    seconds = train FLOPs / sustained FLOP/s, but at least layers * seconds per layer in every step
-    train FLOPs = steps * batch * tokens * passes * active parameters * overhead
-    evaluation FLOPs = evaluations * rows * tokens * 2 * active parameters
+    step = overhead * max(batch * tokens * passes * active parameters / sustained FLOP/s, layers * seconds per layer)
+    evaluation = rows * tokens * 2 * active parameters / sustained FLOP/s
+    seconds = steps * step + evaluations * evaluation
 
 - *active parameters*: all but the embedding tables, whose lookups cost nothing.
 - *passes*: 6 per token and parameter where everything trains (2 forward, 2 for activations, 2 for weights), 4 where
@@ -60,7 +60,7 @@ class Machine(NamedTuple):
     """Least time of a training step per encoder layer: launching the work costs this much however small it is."""
 
 
-GPU = Machine("GPU", 30e12, 4e-3)
+GPU = Machine("GPU", 30e12, 6e-3)
 """A current data-centre GPU in bfloat16."""
 CPU_CORE = Machine("CPU core", 30e9, 2e-3)
 """One core of a current server or laptop in float32."""
@@ -206,10 +206,12 @@ def estimate_seconds(settings: RunSettings, size: Size, machine: Machine) -> flo
     steps = steps_of(training, train_rows)
     tokens = min(TOKENS[settings.task], training.max_length)
     passes = 6 if settings.kind == "full_ft" else 4
-    step = passes * size.active * tokens * training.batch_size * OVERHEAD.get(settings.kind, 1.0) / machine.flops
+    step = max(
+        passes * size.active * tokens * training.batch_size / machine.flops, size.layers * machine.seconds_per_layer
+    )
     evaluations = steps // training.eval_steps if training.eval_steps else math.ceil(training.epochs)
     evaluation = 2 * size.active * tokens * eval_rows / machine.flops
-    return steps * max(step, size.layers * machine.seconds_per_layer) + evaluations * evaluation
+    return steps * step * OVERHEAD.get(settings.kind, 1.0) + evaluations * evaluation
 
 
 def write_csv(rows: Iterable[PlanRow], path: str | Path) -> None:

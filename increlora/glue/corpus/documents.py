@@ -52,9 +52,9 @@ def _inference(rng: random.Random) -> list[str]:
 def _restatement(rng: random.Random) -> list[str]:
     first = random_event(rng, Split.TRAIN, modifiers=0.4)
     kind = rng.random()
-    if kind < 0.45:
+    if kind < 0.6:
         return [statement(first, rng), _connect(statement(first, rng, passive=0.4), "repetition", rng)]
-    if kind < 0.8:
+    if kind < 0.88:
         second, relation = changed_event(first, rng, Split.TRAIN) or first, "addition"
     else:
         second, relation = graded_event(first, rng.choice((2, 3, 4, 6)), rng, Split.TRAIN), "change"
@@ -93,7 +93,7 @@ def _description(rng: random.Random) -> list[str]:
     return [acceptability.sentence(True, rng, Split.TRAIN)]
 
 
-_KINDS = ((_inference, 30), (_restatement, 25), (_dialogue, 15), (_interview, 12), (_review, 10), (_description, 12))
+_KINDS = ((_inference, 22), (_restatement, 38), (_dialogue, 14), (_interview, 12), (_review, 12), (_description, 6))
 
 
 def document(rng: random.Random) -> list[str]:

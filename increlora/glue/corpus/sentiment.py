@@ -25,7 +25,7 @@ def _aspect(rng: random.Random, split: Split) -> str:
             return aspect
 
 
-def _clause(sentiment: int, rng: random.Random, split: Split, *, plain: float = 0.5) -> str:
+def _clause(sentiment: int, rng: random.Random, split: Split, *, plain: float = 0.7) -> str:
     """One clause with ``sentiment``, negated with probability 1 - ``plain``."""
     aspect = _aspect(rng, split)
     if rng.random() < plain:
@@ -39,7 +39,7 @@ def _clause(sentiment: int, rng: random.Random, split: Split, *, plain: float = 
 
 def _opinion(sentiment: int, rng: random.Random, split: Split) -> str:
     """What the viewer did: "i never enjoyed the awful plot" is about the verb, not about the adjective."""
-    negated = rng.random() < 0.5
+    negated = rng.random() < 0.35
     verbs = lexicon.ENJOY if (sentiment == POSITIVE) is not negated else lexicon.REGRET
     usable: list[str] = []
     while not usable:
@@ -53,15 +53,15 @@ def _opinion(sentiment: int, rng: random.Random, split: Split) -> str:
 def remark(sentiment: int, rng: random.Random, split: Split) -> str:
     """A remark with ``sentiment`` (1 positive, 0 negative)."""
     kind = rng.random()
-    if kind < 0.3:
-        return _clause(sentiment, rng, split, plain=0.4)
-    if kind < 0.5:
+    if kind < 0.35:
+        return _clause(sentiment, rng, split, plain=0.65)
+    if kind < 0.55:
         return _opinion(sentiment, rng, split)
-    if kind < 0.65:
+    if kind < 0.72:
         aspect = _aspect(rng, split)
         both = [_adjective(sentiment, aspect, rng, split) for _ in range(2)]
         return f"a {both[0]} and {both[1]} {aspect}" if both[0] != both[1] else f"a {both[0]} {aspect}"
-    first, last = _clause(1 - sentiment, rng, split, plain=0.7), _clause(sentiment, rng, split, plain=0.7)
+    first, last = _clause(1 - sentiment, rng, split, plain=0.8), _clause(sentiment, rng, split, plain=0.8)
     return f"{first} but {last}" if rng.random() < 0.6 else f"although {first} {last}"
 
 

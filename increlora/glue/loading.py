@@ -1,0 +1,136 @@
+"""The examples of a task: generated, from the Hub, or from a local folder in the Hub's layout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from increlora.errors import IncreLoraError
+from increlora.glue.tasks import TASKS, Task
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples of one split: texts per column and labels (class index, or score for regression)."""
+
+    texts: tuple[list[str], ...]
+    labels: list[float]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Training and evaluation examples of one task.
+
+    Attributes:
+        fingerprint: 16 hexadecimal digits of the content.
+    """
+
+    task: Task
+    train: Examples
+    evaluation: Mapping[str, Examples]
+    fingerprint: str = field(default="")
+
+
+def load_task(
+    task: str,
+    *,
+    source: str,
+    name: str = "nyu-mll/glue",
+    path: str | None = None,
+    train_rows: int | None = None,
+    eval_rows: int | None = None,
+    seed: int = 0,
+) -> TaskData:
+    """Load one task and check every example.
+
+    Args:
+        task: name of the task.
+        source: ``builtin``, ``hub`` or ``local``.
+        name: Hub data set for ``hub``.
+        path: folder for ``local``.
+        train_rows: use the first so many training examples.
+        eval_rows: use the first so many of each evaluation split.
+        seed: of the built-in generator.
+
+    Raises:
+        IncreLoraError: a split, a column or a label is missing or wrong; the message names it.
+    """
+    spec = TASKS[task]
+    splits: Mapping[str, Sequence[Mapping[str, Any]]]
+    if source == "builtin":
+        from increlora.glue.corpus import generate
+
+        splits = generate(task, seed=seed, train_rows=train_rows, eval_rows=eval_rows)
+    else:
+        splits = _load_dataset(task, name if source == "hub" else str(path))
+    missing = [split for split in ("train", *spec.eval_splits) if split not in splits]
+    if missing:
+        raise IncreLoraError(f"data of {task}: split {missing[0]!r} is missing; there are {', '.join(splits)}")
+    train = _examples(spec, "train", splits["train"], train_rows)
+    evaluation = {split: _examples(spec, split, splits[split], eval_rows) for split in spec.eval_splits}
+    return TaskData(spec, train, evaluation, _fingerprint([train, *evaluation.values()]))
+
+
+def _load_dataset(task: str, where: str) -> Mapping[str, Any]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    if Path(where).is_dir():
+        where = str(Path(where).resolve())
+    try:
+        return datasets.load_dataset(where, task)
+    except Exception as error:  # the library raises a dozen kinds, all of them about the place or the name
+        raise IncreLoraError(f"data of {task}: {where} could not be loaded ({type(error).__name__}: {error})") from error
+
+
+def _examples(spec: Task, split: str, rows: Any, limit: int | None) -> Examples:
+    columns = _columns(rows, (*spec.text_columns, "label"), f"data of {spec.name}, split {split}", limit)
+    *texts, labels = columns
+    if not labels:
+        raise IncreLoraError(f"data of {spec.name}, split {split}: no examples")
+    for column, values in zip(spec.text_columns, texts, strict=True):
+        for row, value in enumerate(values):
+            if not isinstance(value, str) or not value.strip():
+                raise IncreLoraError(f"data of {spec.name}, split {split}, row {row}: {column} is {value!r}, not a text")
+    for row, label in enumerate(labels):
+        if not _is_label(spec, label):
+            allowed = "a score from 0 to 5" if spec.is_regression else f"0 to {spec.num_labels - 1}"
+            raise IncreLoraError(f"data of {spec.name}, split {split}, row {row}: label is {label!r}; allowed: {allowed}")
+    return Examples(tuple(texts), labels)
+
+
+def _is_label(spec: Task, label: Any) -> bool:
+    if isinstance(label, bool) or not isinstance(label, int | float) or math.isnan(label):
+        return False
+    return 0 <= label <= 5 if spec.is_regression else label in range(spec.num_labels)
+
+
+def _columns(rows: Any, names: Iterable[str], where: str, limit: int | None) -> list[list[Any]]:
+    """Columns as lists, from a list of rows or a `datasets.Dataset`."""
+    if isinstance(rows, list):
+        rows = rows[:limit]
+        have = set(rows[0]) if rows else set(names)
+    else:
+        rows = rows.select(range(min(limit, len(rows)))) if limit else rows
+        have = set(rows.column_names)
+    missing = [name for name in names if name not in have]
+    if missing:
+        raise IncreLoraError(f"{where}: column {missing[0]!r} is missing; there are {', '.join(sorted(have))}")
+    if isinstance(rows, list):
+        return [[row[name] for row in rows] for name in names]
+    return [list(rows[name]) for name in names]
+
+
+def _fingerprint(parts: Iterable[Examples]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(json.dumps([part.texts, part.labels], ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]

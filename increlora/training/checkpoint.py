@@ -1,0 +1,71 @@
+"""Checkpoints of an unfinished run: one file per digest, replaced whole, so a kill at any moment leaves a good one."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class Checkpoint:
+    """The checkpoint file of one run.
+
+    Args:
+        digest: of the run's settings.
+        folder: where checkpoints lie; outside of what the workflow declares, because Snakemake deletes outputs before
+            it starts a job again. ``INCRELORA_CHECKPOINTS`` overrides.
+    """
+
+    def __init__(self, digest: str, folder: str | Path = ".increlora/checkpoints"):
+        self.digest = digest
+        self.path = Path(os.environ.get("INCRELORA_CHECKPOINTS", folder)) / f"{digest}.pt"
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state atomically, together with the state of every random generator."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            torch.save({"digest": self.digest, "random": random_state(), **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+
+    def load(self) -> dict[str, Any] | None:
+        """The saved state, or ``None`` if there is none. Random generators are not touched; see :func:`set_random_state`."""
+        if not self.path.exists():
+            return None
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        return state if state["digest"] == self.digest else None
+
+    def delete(self) -> None:
+        """Remove it; the run is finished and its record is safe."""
+        self.path.unlink(missing_ok=True)
+
+
+def random_state() -> dict[str, Any]:
+    """State of Python's, NumPy's and torch's generators, in types that a weights-only load accepts."""
+    version, internal, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore :func:`random_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

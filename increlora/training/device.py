@@ -1,0 +1,94 @@
+"""Where a run computes: device, precision, and the share of a GPU that several jobs agree on through file locks."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def device_slot(folder: Path = Path(".increlora/slots")) -> Iterator[torch.device]:
+    """The device of one run, held until the block ends.
+
+    On a machine with GPUs each run holds a lock file; ``INCRELORA_RUNS_PER_GPU`` (default 1) runs share a GPU. If all
+    are taken, wait. Snakemake limits how many jobs start (``resources: gpu=1``) but does not choose a GPU. Under
+    torchrun the GPU is that of ``LOCAL_RANK``.
+    """
+    if not torch.cuda.is_available():
+        yield torch.device("cpu")
+        return
+    if "LOCAL_RANK" in os.environ:
+        yield torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        return
+    per_gpu = int(os.environ.get("INCRELORA_RUNS_PER_GPU", "1"))
+    slots = [(gpu, place) for place in range(per_gpu) for gpu in range(torch.cuda.device_count())]
+    folder.mkdir(parents=True, exist_ok=True)
+    gpu, lock = _wait_for_slot(folder, slots)
+    with lock:
+        yield torch.device("cuda", gpu)
+
+
+def _wait_for_slot(folder: Path, slots: list[tuple[int, int]]) -> tuple[int, IO[str]]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace(",", "-")
+    waited = False
+    while True:
+        for gpu, place in slots:
+            lock = open(folder / f"{visible}.gpu{gpu}.{place}", "w")  # noqa: SIM115 - held by the caller
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+            else:
+                return gpu, lock
+        if not waited:
+            logger.info("all %d GPU slots are taken; waiting", len(slots))
+            waited = True
+        time.sleep(1.0)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
+    """bfloat16 autocast where the settings and the device call for it; master weights stay float32."""
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+class MemoryMeter:
+    """Peak memory of a run in MiB: allocated on a GPU, otherwise the process's resident memory above the start.
+
+    On Linux the kernel's high-water mark is reset at the start, so that runs in one process do not see each other's
+    peak; memory that an earlier run has returned to the allocator, but not to the system, is not seen.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+            self.start = _status_mb("VmRSS")
+
+    def peak(self) -> float | None:
+        """MiB, or ``None`` where the system does not tell."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        peak = _status_mb("VmHWM")
+        return None if peak is None or self.start is None else peak - self.start
+
+
+def _status_mb(key: str) -> float | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:")), None)

@@ -1,0 +1,518 @@
+"""One run: settings in, one record out.
+
+A loop of our own instead of Transformers' Trainer: it starts in half the time (which is most of the bill of a study of
+many short runs), its checkpoint is a single file that continues a run exactly, and it is the same thirty lines for all
+methods. What differs between methods is behind `increlora.methods.base.Adaptation`.
+
+On the CPU the record's scores are a function of the settings alone, resumed or not. Under ``torchrun`` every process
+takes its share of each batch and the gradients are averaged, so the effective batch stays that of the settings.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import math
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from increlora.errors import ConfigError
+from increlora.glue import metrics
+from increlora.glue.loading import TaskData, load_task
+from increlora.methods.base import Adaptation, TrainingPlan
+from increlora.methods.ranks import transform_ranks
+from increlora.methods.registry import METHODS, prepare
+from increlora.training import backbone as backbones
+from increlora.training.batches import Encoded, collate, encode, epoch_order, evaluation_order
+from increlora.training.checkpoint import Checkpoint, set_random_state
+from increlora.training.device import MemoryMeter, autocast, device_slot
+from increlora.training.provenance import provenance
+from increlora.training.settings import RunSettings
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 60.0
+EVALUATION_BATCH = 128
+ORTHOGONALITY_POINTS = 60
+
+
+@dataclass
+class Progress:
+    """What a run has gathered so far; part of its checkpoint.
+
+    Attributes:
+        step: completed optimizer steps.
+        history: one entry per evaluation.
+        best: the evaluation with the highest score, with its predictions.
+        last: the latest evaluation, with its predictions.
+        orthogonality: ``{"step", "A", "B"}`` over training, for low-rank methods.
+        losses: training losses since the last evaluation.
+        seconds: training time of earlier sessions of this run.
+        step_seconds: time of every optimizer step.
+        status: ``completed`` until proven otherwise.
+    """
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
+    orthogonality: list[dict[str, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
+    status: str = "completed"
+    reason: str | None = None
+
+
+def steps_of(settings: RunSettings, examples: int) -> tuple[int, int, int]:
+    """Optimizer steps of a whole run, of an epoch, and of the warmup."""
+    training = settings.training
+    per_epoch = math.ceil(examples / training.batch_size)
+    total = training.max_steps or max(1, math.ceil(training.epochs * per_epoch))
+    warmup = training.warmup_steps if training.warmup_steps is not None else math.ceil(training.warmup_ratio * total)
+    return total, per_epoch, warmup
+
+
+def run(
+    settings: RunSettings,
+    *,
+    ranks: Mapping[str, int] | None = None,
+    progress: bool = True,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    tensorboard: str | Path | None = None,
+) -> dict[str, Any]:
+    """Train and evaluate; continue from a checkpoint of the same settings if there is one.
+
+    Args:
+        settings: all that decides the result.
+        ranks: final ranks of the run named by ``settings.ranks_from``.
+        progress: show a bar with the time left (on a terminal only).
+        checkpoint_seconds: time between two checkpoints.
+        tensorboard: folder for TensorBoard event files.
+
+    Returns:
+        The record (see ``record.schema.json``). The caller stores it and then calls :func:`discard_checkpoint`.
+
+    Raises:
+        IncreLoraError: settings or data are wrong; nothing was trained.
+    """
+    with device_slot() as device:
+        return _Run(settings, ranks, device, progress, checkpoint_seconds, tensorboard).record()
+
+
+def discard_checkpoint(settings: RunSettings) -> None:
+    """Delete the checkpoint of a run whose record is safe."""
+    Checkpoint(settings.digest).delete()
+
+
+class _Run:
+    def __init__(
+        self,
+        settings: RunSettings,
+        ranks: Mapping[str, int] | None,
+        device: torch.device,
+        progress: bool,
+        checkpoint_seconds: float,
+        tensorboard: str | Path | None,
+    ):
+        self.settings, self.device, self.show = settings, device, progress
+        self.checkpoint_seconds = checkpoint_seconds
+        self.started = _now()
+        self.clock = time.monotonic()
+        self.group = _ProcessGroup(device)
+        self.data = load_task(settings.task, **settings.data.model_dump())
+        self.total, self.per_epoch, self.warmup = steps_of(settings, len(self.data.train))
+        self.train, self.evaluation = self._encode(self.data)
+        self.memory = MemoryMeter(device)
+        self.adaptation = self._adapt(ranks)
+        self.checkpoint = Checkpoint(settings.digest)
+        self.progress = Progress()
+        self.writer = _tensorboard(tensorboard, settings) if self.group.is_first else None
+
+    # ------------------------------------------------------------ preparation
+
+    def _encode(self, data: TaskData) -> tuple[Encoded, dict[str, Encoded]]:
+        tokenizer = backbones.load_tokenizer(self.settings.backbone)
+        self.pad_token_id = tokenizer.pad_token_id or 0
+        length, regression = self.settings.training.max_length, data.task.is_regression
+        evaluation = {
+            split: encode(examples, tokenizer, length, regression=regression)
+            for split, examples in data.evaluation.items()
+        }
+        return encode(data.train, tokenizer, length, regression=regression), evaluation
+
+    def _adapt(self, ranks: Mapping[str, int] | None) -> Adaptation:
+        settings, training = self.settings, self.settings.training
+        torch.manual_seed(settings.seed)
+        model = backbones.load_model(settings.backbone, self.data.task, training.classifier_dropout)
+        plan = TrainingPlan(
+            total_steps=self.total,
+            warmup_steps=self.warmup,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            seed=settings.seed,
+            gradient_accumulation=training.gradient_accumulation,
+        )
+        if settings.ranks_from is not None and ranks is not None:
+            ranks = transform_ranks(ranks, settings.ranks_from.transform, settings.seed)
+        adaptation = prepare(settings, model, plan, ranks)
+        adaptation.model.to(self.device)
+        return adaptation
+
+    # ------------------------------------------------------------ training
+
+    def record(self) -> dict[str, Any]:
+        optimizer, scheduler = self.adaptation.optimizer()
+        optimizer, scheduler = self._resume(optimizer, scheduler)
+        torch.manual_seed(self.settings.seed + 1 + self.group.rank) if self.progress.step == 0 else None
+        self._train(optimizer, scheduler)
+        if self.progress.status == "completed":
+            self.adaptation.finish()
+        return self._record(optimizer)
+
+    def _resume(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> tuple[torch.optim.Optimizer, Any]:
+        state = self.checkpoint.load()
+        if state is None:
+            return optimizer, scheduler
+        self.adaptation.load_state_dict(state["adaptation"])
+        optimizer, scheduler = self.adaptation.optimizer()
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        self.progress = Progress(**state["progress"])
+        set_random_state(state["random"])
+        logger.info("%s: resumed at step %d of %d", self.settings.label, self.progress.step, self.total)
+        return optimizer, scheduler
+
+    def _save(self, optimizer: torch.optim.Optimizer, scheduler: Any, session_start: float) -> None:
+        spent = self.progress.seconds + time.monotonic() - session_start
+        self.checkpoint.save(
+            {
+                "adaptation": self.adaptation.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"},
+                "progress": {**vars(self.progress), "seconds": spent},
+            }
+        )
+
+    def _train(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+        training, progress, adaptation = self.settings.training, self.progress, self.adaptation
+        session_start = saved = time.monotonic()
+        orthogonality_every = max(1, self.total // ORTHOGONALITY_POINTS)
+        self._note_orthogonality(0, orthogonality_every)
+        adaptation.model.train()
+        bar = tqdm(
+            total=self.total,
+            initial=progress.step,
+            desc=self.settings.label,
+            unit="step",
+            disable=None if self.show and self.group.is_first else True,
+            leave=False,
+        )
+        for rows in self._batches(progress.step):
+            began = time.perf_counter()
+            loss = self._gradients(rows)
+            if not math.isfinite(loss):
+                progress.status, progress.reason = "diverged", f"loss is {loss} at step {progress.step + 1}"
+                break
+            if training.max_grad_norm is not None:
+                parameters = [p for p in adaptation.model.parameters() if p.grad is not None]
+                nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+            progress.step += 1
+            adaptation.before_step(progress.step)
+            optimizer.step()
+            scheduler.step()
+            adaptation.after_step(progress.step)
+            optimizer.zero_grad()
+            progress.losses.append(loss)
+            progress.step_seconds.append(time.perf_counter() - began)
+            self._note_orthogonality(progress.step, orthogonality_every)
+            self._log(loss, scheduler)
+            if self._evaluates_at(progress.step):
+                self._evaluate()
+                bar.set_postfix(score=f"{progress.last['score']:.2f}" if progress.last else "-", refresh=False)
+            bar.update()
+            due = time.monotonic() - saved >= self.checkpoint_seconds
+            if self.group.is_first and due and progress.step < self.total:
+                self._save(optimizer, scheduler, session_start)
+                saved = time.monotonic()
+        bar.close()
+        progress.seconds += time.monotonic() - session_start
+
+    def _batches(self, done: int) -> Iterator[list[int]]:
+        """Rows of the batches that are still to come."""
+        training = self.settings.training
+        lengths = self.train.lengths()
+        for step in range(done, self.total):
+            epoch, position = divmod(step, self.per_epoch)
+            if position == 0 or step == done:
+                order = epoch_order(
+                    lengths, training.batch_size, self.settings.seed, epoch, grouping=training.length_grouping
+                )
+            yield order[position]
+
+    def _gradients(self, rows: list[int]) -> float:
+        """Accumulate the gradients of one batch; returns its loss without the method's penalty."""
+        pieces = self.settings.training.gradient_accumulation
+        total = 0.0
+        for piece in range(pieces):
+            part = rows[piece::pieces]
+            share = part[self.group.rank :: self.group.size]
+            if not share:  # the last batch of an epoch can have fewer rows than processes or micro-batches
+                continue
+            weight = len(share) * self.group.size / len(rows)
+            batch = self._collate(self.train, share)
+            with autocast(self.device, self.settings.training.precision):
+                loss = self.adaptation.model(**batch).loss * weight
+                penalty = self.adaptation.penalty()
+            objective = loss if penalty is None else loss + penalty / pieces
+            objective.backward()
+            total += float(loss.detach())
+        return self.group.average_gradients(self.adaptation.model, total)
+
+    def _collate(self, data: Encoded, rows: list[int]) -> dict[str, Tensor]:
+        multiple = 8 if self.device.type == "cuda" else 1
+        batch = collate(data, rows, self.pad_token_id, multiple)
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    # ------------------------------------------------------------ evaluation
+
+    def _evaluates_at(self, step: int) -> bool:
+        every = self.settings.training.eval_steps or self.per_epoch
+        return step == self.total or step % every == 0
+
+    @torch.no_grad()
+    def _predict(self, data: Encoded) -> list[float]:
+        """A class index or a score per example, in the order of the data."""
+        predictions: list[float] = [0.0] * len(data)
+        for rows in evaluation_order(data.lengths(), EVALUATION_BATCH):
+            batch = self._collate(data, rows)
+            batch.pop("labels")
+            with autocast(self.device, self.settings.training.precision):
+                logits = self.adaptation.model(**batch).logits.float()
+            values = logits.squeeze(-1) if self.data.task.is_regression else logits.argmax(-1)
+            for row, value in zip(rows, values.tolist(), strict=True):
+                predictions[row] = round(value, 5) if self.data.task.is_regression else value
+        return predictions
+
+    def _evaluate(self) -> None:
+        """Score the present weights on every evaluation split and keep the best and the last predictions."""
+        task, progress = self.data.task, self.progress
+        self.adaptation.model.eval()
+        predictions = {split: self._predict(data) for split, data in self.evaluation.items()}
+        self.adaptation.model.train()
+        values = metrics.compute(task.name, predictions, self._references())
+        constant = all(len(set(guess)) == 1 for guess in predictions.values())
+        # an undefined correlation is that of a constant prediction: it explains nothing
+        values = {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
+        ranks = self.adaptation.ranks()
+        entry = {
+            "step": progress.step,
+            "epoch": round(progress.step / self.per_epoch, 4),
+            "train_loss": statistics.fmean(progress.losses) if progress.losses else None,
+            "score": task.score(values),
+            "metrics": values,
+            "total_rank": sum(ranks.values()) if ranks is not None else None,
+            "trainable": self.adaptation.parameters().trainable,
+        }
+        progress.losses = []
+        progress.history.append(entry)
+        progress.last = {**entry, "predictions": predictions, "constant": constant}
+        if progress.best is None or entry["score"] > progress.best["score"]:
+            progress.best = progress.last
+        if self.writer is not None:
+            self.writer.add_scalar("evaluation/score", entry["score"], progress.step)
+
+    def _references(self) -> dict[str, list[float]]:
+        return {split: examples.labels for split, examples in self.data.evaluation.items()}
+
+    def _note_orthogonality(self, step: int, every: int) -> None:
+        """Record the curves of Figure 5 for methods that have such factors."""
+        noted = self.progress.orthogonality
+        if step % every or (noted and noted[-1]["step"] >= step):
+            return
+        values = self.adaptation.orthogonality()
+        if values is not None:
+            noted.append({"step": step, "A": values[0], "B": values[1]})
+
+    def _log(self, loss: float, scheduler: Any) -> None:
+        if self.writer is None:
+            return
+        self.writer.add_scalar("train/loss", loss, self.progress.step)
+        self.writer.add_scalar("train/learning_rate", scheduler.get_last_lr()[0], self.progress.step)
+        ranks = self.adaptation.ranks()
+        if ranks is not None:
+            self.writer.add_scalar("allocation/total_rank", sum(ranks.values()), self.progress.step)
+
+    # ------------------------------------------------------------ the record
+
+    def _record(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        settings, progress = self.settings, self.progress
+        if progress.status == "completed" and progress.best is not None and progress.best["constant"]:
+            progress.status = "collapsed"
+            progress.reason = "every prediction of the best checkpoint is the same"
+        names = settings.model_dump(mode="json")
+        identity = {key: names[key] for key in ("study", "task", "method", "kind", "budget", "seed")}
+        return {
+            "run": {
+                **identity,
+                "digest": settings.digest,
+                "protocol": settings.protocol,
+                "status": progress.status,
+                "reason": progress.reason,
+                "settings": names,
+            },
+            "score": {
+                "best": _without(progress.best, "predictions", "constant"),
+                "last": _without(progress.last, "predictions", "constant"),
+                "baseline": metrics.baseline(settings.task, self._references()),
+                "history": progress.history,
+                "predictions": {
+                    "best": progress.best["predictions"] if progress.best else None,
+                    "last": progress.last["predictions"] if progress.last else None,
+                },
+            },
+            "parameters": self._parameters(),
+            "cost": self._cost(optimizer),
+            "allocation": self._allocation(),
+            "provenance": provenance(
+                data={
+                    "source": settings.data.source,
+                    "fingerprint": self.data.fingerprint,
+                    "rows": {"train": len(self.train), **{s: len(e) for s, e in self.evaluation.items()}},
+                },
+                backbone={
+                    "name": settings.backbone.name,
+                    "fingerprint": backbones.fingerprint(settings.backbone),
+                },
+                started=self.started,
+                finished=_now(),
+            ),
+        }
+
+    def _parameters(self) -> dict[str, Any]:
+        count = self.adaptation.parameters()
+        budget = self.adaptation.budget_parameters()
+        return {
+            "trainable": count.trainable,
+            "head": count.head,
+            "total": count.total,
+            "budget": budget,
+            "deviation": count.trainable / budget - 1 if budget else None,
+        }
+
+    def _cost(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        progress = self.progress
+        return {
+            "wall_seconds": round(time.monotonic() - self.clock, 3),
+            "train_seconds": round(progress.seconds, 3),
+            "step_ms": round(1000 * statistics.median(progress.step_seconds), 3) if progress.step_seconds else None,
+            "peak_memory_mb": self.memory.peak(),
+            "optimizer_state": _numbers(optimizer.state_dict()["state"]) + _numbers(optimizer.state_dict().get("increlora")),
+            "peak_trainable": self.adaptation.peak_trainable(),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "processes": self.group.size,
+            "steps": progress.step,
+            "examples": len(self.train),
+        }
+
+    def _allocation(self) -> dict[str, Any] | None:
+        ranks = self.adaptation.ranks()
+        if ranks is None:
+            return None
+        modules, events = list(ranks), self.adaptation.events()
+        start = dict(ranks)
+        for event in events:
+            for module, gained in event["grown"].items():
+                start[module] -= gained
+        growth = [{"step": 0, "ranks": list(start.values())}]
+        for event in events:
+            for module, gained in event["grown"].items():
+                start[module] += gained
+            growth.append({"step": event["step"], "ranks": list(start.values())})
+        return {
+            "events": events,
+            "ranks": ranks,
+            "total_rank": sum(ranks.values()),
+            "budget_rank": (self.settings.budget or 0) * len(modules),
+            "modules": modules,
+            "growth": growth,
+            "orthogonality": self.progress.orthogonality,
+        }
+
+
+class _ProcessGroup:
+    """Data parallelism under ``torchrun``; a group of one otherwise."""
+
+    def __init__(self, device: torch.device):
+        import os
+
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        if self.size > 1 and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def average_gradients(self, model: nn.Module, loss: float) -> float:
+        """Average every gradient over the processes, in one message; returns the averaged loss."""
+        if self.size == 1:
+            return loss
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
+        flat = torch.cat([*pieces, pieces[0].new_tensor([loss])])
+        torch.distributed.all_reduce(flat)
+        flat /= self.size
+        *gradients, averaged = flat.split([*(p.numel() for p in parameters), 1])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter).clone()
+        return float(averaged)
+
+
+def check(settings: RunSettings, train_rows: int) -> tuple[int, int]:
+    """Optimizer steps and warmup of a run, from the number of training examples alone.
+
+    Raises:
+        ConfigError: the settings leave nothing to train.
+    """
+    if settings.kind not in METHODS:
+        raise ConfigError("kind", f"{settings.kind!r} is unknown")
+    total, _, warmup = steps_of(settings, train_rows)
+    return total, warmup
+
+
+def _without(entry: Mapping[str, Any] | None, *names: str) -> dict[str, Any] | None:
+    return None if entry is None else {key: value for key, value in entry.items() if key not in names}
+
+
+def _numbers(state: Any) -> int:
+    """How many floating-point numbers a nested optimizer state holds, step counters aside."""
+    if isinstance(state, Tensor):
+        return state.numel() if state.is_floating_point() and state.dim() else 0
+    if isinstance(state, Mapping):
+        return sum(_numbers(value) for key, value in state.items() if key not in ("step", "growth"))
+    return sum(_numbers(value) for value in state) if isinstance(state, list | tuple) else 0
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _tensorboard(folder: str | Path | None, settings: RunSettings) -> Any:
+    if folder is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("tensorboard", "the package tensorboard is not installed: pip install tensorboard") from error
+    return SummaryWriter(str(Path(folder) / settings.label))

@@ -118,15 +118,18 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from increlora.report import tables
+    from increlora.report import frame, tables
 
-    tables.build(_study(options), options.records, options.out)
+    study = _study(options)
+    for path in (frame.write_runs(options.records, study, options.out), *tables.build(study, options.records, options.out)):
+        print(path)
 
 
 def _figures(options: argparse.Namespace) -> None:
     from increlora.report import figures
 
-    figures.build(_study(options), options.records, options.out)
+    for path in figures.build(_study(options), options.records, options.out):
+        print(path)
 
 
 def _show(options: argparse.Namespace) -> None:

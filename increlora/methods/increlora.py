@@ -59,9 +59,9 @@ class SvdLora(PeftAdaptation):
         return self._tuner.orthogonality()
 
     def parameters(self) -> ParameterCount:
-        allocated = super().parameters()
-        spare = super().peak_trainable() - self._tuner.active_parameters()
-        return ParameterCount(allocated.trainable - spare, allocated.head, allocated.total - spare)
+        stored = sum(p.numel() for name, p in self.named_trainable().items() if name not in self.head)
+        active, every = self._tuner.active_parameters(), super().parameters()
+        return ParameterCount(active, every.head, every.total - stored + active)
 
     def budget_parameters(self) -> int:
         return svd_parameters(self.shapes, uniform_ranks(self.shapes, self._budget))

@@ -24,14 +24,24 @@ FORMULAS: dict[str, tuple[str, Callable[[float, int], float]]] = {
 """Numbers kept for training by kind, as functions of m and the average rank."""
 
 COLUMNS = (
-    *("row", "method", "budget", "runs", "trainable", "peak_trainable", "optimizer_state", "gradients_and_state"),
+    *(
+        "row",
+        "method",
+        "budget",
+        "runs",
+        "trainable",
+        "peak_trainable",
+        "optimizer_state",
+        "state_without_head",
+        "together",
+    ),
     *("paper_formula", "paper_numbers", "peak_memory_mb", "peak_memory_to_lora", "step_ms", "step_to_lora"),
     *("train_seconds", "devices"),
 )
 _RATIOS = dict.fromkeys(("peak_memory_to_lora", "step_to_lora"), 3)
 DECIMALS = {
-    **dict.fromkeys(("trainable", "peak_trainable", "optimizer_state", "gradients_and_state", "paper_numbers"), 1),
-    **{"peak_memory_mb": 1, "step_ms": 2, "train_seconds": 1, **_RATIOS},
+    **dict.fromkeys(("trainable", "peak_trainable", "optimizer_state", "state_without_head", "together"), 1),
+    **{"paper_numbers": 1, "peak_memory_mb": 1, "step_ms": 2, "train_seconds": 1, **_RATIOS},
 }
 
 
@@ -54,11 +64,11 @@ def cost_table(results: Results) -> Table:
             Column("#Params"),
             Column("at peak", "Trainable"),
             Column("state", "Optimizer"),
-            Column("sum", "Gradients + state"),
+            Column("together", "Both"),
             Column("formula", "Paper"),
             Column("numbers", "Paper"),
-            Column("MB", "Peak memory"),
-            Column("to LoRA", "Peak memory"),
+            Column("MB", "Memory"),
+            Column("to LoRA", "Memory"),
             Column("ms", "Step"),
             Column("to LoRA", "Step"),
         ),
@@ -91,13 +101,14 @@ def _row(
         return results.mean_over_tasks(column, tasks, line.method, line.budget)
 
     runs = results.select(tasks, line.method, line.budget)
-    peak, state = mean("peak_trainable"), mean("optimizer_state")
+    peak, state, without_head = mean("peak_trainable"), mean("optimizer_state"), mean("state_without_head")
     formula, numbers = FORMULAS.get(results.kind(line.method), (None, None))
     paper = numbers(per_rank, line.budget) if numbers and per_rank is not None and line.budget is not None else None
     return {
         **{"row": line.label, "method": line.method, "budget": line.budget, "runs": len(runs)},
         **{"trainable": mean("trainable"), "peak_trainable": peak, "optimizer_state": state},
-        "gradients_and_state": None if peak is None or state is None else peak + state,
+        "state_without_head": without_head,
+        "together": None if peak is None or without_head is None else peak + without_head,
         **{"paper_formula": formula, "paper_numbers": paper, "peak_memory_mb": mean("peak_memory_mb")},
         "peak_memory_to_lora": _ratio(results, "peak_memory_mb", tasks, line, lora),
         "step_ms": mean("step_ms"),
@@ -133,7 +144,7 @@ def _cells(row: dict[str, Any]) -> tuple[Cell, ...]:
 
     return (
         Cell(row["row"]),
-        *(Cell(count(row[name])) for name in ("trainable", "peak_trainable", "optimizer_state", "gradients_and_state")),
+        *(Cell(count(row[name])) for name in ("trainable", "peak_trainable", "state_without_head", "together")),
         Cell(row["paper_formula"] or NOTHING),
         Cell(count(row["paper_numbers"])),
         Cell(fixed(row["peak_memory_mb"], 0)),
@@ -145,12 +156,17 @@ def _cells(row: dict[str, Any]) -> tuple[Cell, ...]:
 
 def _notes(results: Results, rows: Sequence[dict[str, Any]], per_rank: float | None) -> list[str]:
     notes = [
-        "Counts are numbers, not bytes. At peak: the most parameters that had a gradient at once; optimizer state: the "
-        "most numbers that the optimizer kept.",
+        "Counts are numbers, not bytes, and leave out pooler and classifier and their two moments (Full FT counts "
+        "everything). At peak: the most parameters that had a gradient at once. Optimizer state: at the end of training. "
+        "Memory: measured peak.",
         "Paper: numbers kept for training with AdamW by the paper's formulas"
-        + ("" if per_rank is None else f", with m = {per_rank:,.0f} numbers per rank in every matrix of this backbone")
+        + (
+            ""
+            if per_rank is None
+            else f", with m = {per_rank:,.0f} numbers added by one rank in every matrix of this backbone"
+        )
         + ". 6mr is pruning from twice the target rank; AdaLoRA as configured here may start elsewhere (1.5 times by "
-        "default). The formulas do not count pooler and classifier.",
+        "default).",
         "To LoRA: geometric mean over tasks of the ratio to LoRA at the same budget (methods without a budget: at the "
         "largest one). Step: median time of an optimizer step of each run.",
     ]

@@ -7,7 +7,8 @@ Each figure has a function that collects its numbers into a tidy frame. The fram
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from increlora.report.modules import MATRICES, locate
 from increlora.report.results import Results
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from increlora.study.config import Figure4, Figure5, Figure6, Growth, Study
 
 log = logging.getLogger(__name__)
@@ -40,8 +43,7 @@ def build(study: Study, records_root: str | Path, out_dir: str | Path) -> list[P
         increlora.report.frame.RecordError: a record is malformed.
     """
     results, paths = Results(study, records_root), []
-    looks = style.looks(tuple(study.methods))
-    for name, what, data, extra in _figures(results):
+    for name, what, data, draw in _figures(results):
         stem = Path(out_dir) / f"{study.study}_{name}"
         paths.append(write_csv(data, stem.with_name(f"{stem.name}.csv"), DECIMALS))
         with style.context():
@@ -49,25 +51,44 @@ def build(study: Study, records_root: str | Path, out_dir: str | Path) -> list[P
                 log.warning("%s: no records for %s", stem.name, what)
                 fig = plots.nothing(f"no records for {what}\n(study {study.study})")
             else:
-                fig = getattr(plots, name)(data, looks, **extra)
+                fig = draw(data)
         paths += style.save(fig, stem)
     return paths
 
 
-def _figures(results: Results) -> Iterator[tuple[str, str, pd.DataFrame, dict[str, Any]]]:
-    """Name, content in words, numbers and further arguments of the drawing function of each figure."""
-    wanted = results.study.artefacts
+def _figures(results: Results) -> Iterator[tuple[str, str, pd.DataFrame, Callable[[pd.DataFrame], Figure]]]:
+    """Name, content in words, numbers and drawing function of each figure."""
+    study = results.study
+    wanted = study.artefacts
     if four := wanted.figure4:
         what = f"{_titles(results, four.methods)} on {', '.join(TASKS[task].title for task in four.tasks)}"
-        yield "figure4", what, figure4(results, four), {"references": _references(results, four)}
+        yield (
+            "figure4",
+            what,
+            figure4(results, four),
+            partial(
+                plots.figure4,
+                tasks=four.tasks,
+                looks=style.looks(tuple(study.methods)),
+                references=_references(results, four),
+                note=f"mean and 95 % interval over seeds, {study.report.checkpoint} checkpoint",
+            ),
+        )
     if five := wanted.figure5:
-        what = f"{_titles(results, (five.with_advance, five.without_advance))} on {TASKS[five.task].title}"
-        yield "figure5", what, figure5(results, five), {}
+        what = f"{_titles(results, (five.with_advance, five.without_advance))} {_where(five)}"
+        yield "figure5", what, figure5(results, five), partial(plots.figure5, note=_where(five))
     if six := wanted.figure6:
-        yield "figure6", f"{_titles(results, six.methods)} on {TASKS[six.task].title}", figure6(results, six), {}
+        titles = {method: study.title(method) for method in six.methods}
+        draw = partial(plots.figure6, titles=titles, note=_where(six))
+        yield "figure6", f"{_titles(results, six.methods)} {_where(six)}", figure6(results, six), draw
     if own := wanted.growth:
-        what = f"{_titles(results, [own.method])} on {TASKS[own.task].title}"
-        yield "growth", what, growth(results, own), {"budget": _budget_rank(results, own)}
+        what = f"{study.title(own.method)} {_where(own)}"
+        draw = partial(plots.growth, budget=_budget_rank(results, own), note=what)
+        yield "growth", what, growth(results, own), draw
+
+
+def _where(wanted: Figure5 | Figure6 | Growth) -> str:
+    return f"on {TASKS[wanted.task].title}, average rank {wanted.budget}"
 
 
 def _titles(results: Results, methods: Iterable[str]) -> str:
@@ -102,6 +123,9 @@ def _references(results: Results, wanted: Figure4) -> list[tuple[str, str, int |
 
 def figure5(results: Results, wanted: Figure5) -> pd.DataFrame:
     """Orthogonality over training: mean, least and greatest over seeds, per step, variant and factor (A, B)."""
+    for method in (wanted.with_advance, wanted.without_advance):
+        if not _allocations(results, wanted.task, method, wanted.budget):
+            log.warning("figure5: no records of %s on %s at budget %s", method, wanted.task, wanted.budget)
     rows = [
         {"factor": factor, "advance": advance, "method": method, "step": point["step"], "loss": point[factor]}
         for advance, method in (("with", wanted.with_advance), ("without", wanted.without_advance))

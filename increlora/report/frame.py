@@ -31,7 +31,7 @@ COST = ("peak_trainable", "optimizer_state", "peak_memory_mb", "step_ms", "train
 COLUMNS = (
     *("study", "task", "method", "title", "kind", "budget", "seed", "status", "reason", "digest", "stale"),
     *("checkpoint", "step", "metric", "value", "total_rank"),
-    *("trainable", "head", "budget_parameters", "deviation"),
+    *("trainable", "head", "total", "budget_parameters", "deviation"),
     *COST,
     *("device", "threads", "commit"),
 )
@@ -155,7 +155,7 @@ def to_frame(records: Records, study: Study) -> pd.DataFrame:
         for score in _score_rows(record, checkpoint)
     ]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    whole = ["budget", "step", "total_rank", "trainable", "head", "budget_parameters", "peak_trainable"]
+    whole = ["budget", "step", "total_rank", "trainable", "head", "total", "budget_parameters", "peak_trainable"]
     return frame.astype(dict.fromkeys([*whole, "optimizer_state", "threads", "seed"], "Int64") | {"value": float})
 
 
@@ -166,7 +166,7 @@ def _run_columns(record: Mapping[str, Any], study: Study, stale: bool) -> dict[s
         "title": study.title(run["method"]),
         "digest": run["digest"],
         "stale": stale,
-        **{name: parameters.get(name) for name in ("trainable", "head", "deviation")},
+        **{name: parameters.get(name) for name in ("trainable", "head", "total", "deviation")},
         "budget_parameters": parameters.get("budget"),
         **{name: cost.get(name) for name in (*COST, "device", "threads")},
         "commit": record["provenance"].get("commit"),

@@ -14,7 +14,7 @@ MARKS = {"partial": "†", "collapsed": "‡", "diverged": "§", "stale": "¶"}
 LEGEND = {
     "partial": "fewer seeds than planned",
     "collapsed": "a run collapsed to constant predictions (its score is counted)",
-    "diverged": "a run diverged (it has no score)",
+    "diverged": "a run diverged (counted with its score from before, if it has one)",
     "stale": "a record was made with other settings than the config's",
 }
 
@@ -81,7 +81,8 @@ def fixed(value: float | None, places: int, sign: bool = False) -> str:
     """A number with fixed decimals, or a dash."""
     if value is None or math.isnan(value):
         return NOTHING
-    text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
+    value = round(value, places) or 0.0  # no "−0.00"
+    text = f"{value:+.{places}f}" if sign and value else f"{value:.{places}f}"
     return text.replace("-", "−")
 
 

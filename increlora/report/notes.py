@@ -35,7 +35,7 @@ def header(results: Results) -> list[str]:
     lines = [
         f"Study {study.study}. Backbone: {study.backbone.name}{revision}{origin}. Data: {data}"
         + (f", at most {' and '.join(limits)}" if limits else "")
-        + f". Seeds: {', '.join(map(str, study.seeds))}. ± is the standard deviation over seeds (ddof 1).",
+        + f". Seeds: {', '.join(map(str, study.seeds))}.",
         f"Checkpoint: {_CHECKPOINT[study.report.checkpoint]}.",
     ]
     return lines + _importance(results)

@@ -15,11 +15,10 @@ from matplotlib.ticker import MaxNLocator
 
 from increlora.glue.tasks import TASKS
 from increlora.report import style
-from increlora.report.layout import count
 from increlora.report.modules import MATRICES
 from increlora.report.style import Look
 
-_UNITS = {"cola": "Matthews correlation (%)", "stsb": "Pearson/Spearman mean (%)", "mnli": "Accuracy, mean of m/mm (%)"}
+_UNITS = {"cola": "Matthews correlation (%)", "stsb": "Mean correlation (%)", "mnli": "Accuracy, mean of m/mm (%)"}
 _MATH = {name: f"$W_{{{name[2:]}}}$" for name in MATRICES}
 _MATRIX_COLOURS = dict(
     zip(MATRICES, (style.SKY, style.BLUE, style.GREEN, style.YELLOW, style.ORANGE, style.VERMILLION), strict=True)
@@ -28,18 +27,20 @@ _MATRIX_COLOURS = dict(
 
 def figure4(
     data: pd.DataFrame,
+    tasks: Sequence[str],
     looks: Mapping[str, Look],
     references: Sequence[tuple[str, str, int | None, float]] = (),
+    note: str = "",
 ) -> Figure:
     """Score against the budget: a panel per task, 95 % intervals over seeds, parameters below the ranks."""
-    tasks, budgets = list(dict.fromkeys(data["task"])), sorted(set(data["budget"]))
+    budgets = sorted(set(data["budget"]))
     fig = style.figure(style.DOUBLE if len(tasks) > 1 else style.SINGLE, 2.75)
     axes = fig.subplots(1, len(tasks), squeeze=False)[0]
     methods = list(dict.fromkeys(data["method"]))
     for ax, task in zip(axes, tasks, strict=True):
         for number, method in enumerate(methods):
             rows = data[(data["task"] == task) & (data["method"] == method)].sort_values("budget")
-            look, shift = looks[method], 0.08 * (number - (len(methods) - 1) / 2)
+            look, shift = looks[method], 0.12 * (number - (len(methods) - 1) / 2)
             x = np.array([budgets.index(budget) for budget in rows["budget"]]) + shift
             spread = np.nan_to_num(np.array([rows["mean"] - rows["ci_low"], rows["ci_high"] - rows["mean"]]))
             ax.errorbar(x, rows["mean"], spread, color=look.colour, marker=look.marker, capsize=2.5, elinewidth=1)
@@ -50,12 +51,15 @@ def figure4(
                     place = budgets.index(budget) + shift
                     ax.plot(place, value, marker="*", markersize=9, color=look.colour, markerfacecolor="white")
         ax.set_title(TASKS[task].title)
+        if not (data["task"] == task).any():
+            _no_records(ax)
+            continue
         ax.set_ylabel(_UNITS.get(task, "Accuracy (%)"))
         sizes = data[data["task"] == task].groupby("budget")["params_mean"].mean()
-        ax.set_xticks(range(len(budgets)), [f"{b}\n{count(sizes.get(b))}" for b in budgets])
+        ax.set_xticks(range(len(budgets)), [f"{b}\n{_about(sizes.get(b))}" for b in budgets])
         ax.set_xlim(-0.4, len(budgets) - 0.6)
         ax.grid(axis="x", visible=False)
-        ax.set_xlabel("Average rank per module\n(trainable parameters below)")
+        ax.set_xlabel("Average rank per module\n(about so many trainable parameters)")
     titles = dict(zip(data["method"], data["title"], strict=True))
     handles = [_handle(looks[m], titles[m]) for m in methods]
     if any(budget is not None for _, _, budget, _ in references):
@@ -66,15 +70,39 @@ def figure4(
         )
     if any(budget is None for _, _, budget, _ in references):
         handles.append(Line2D([], [], color="k", linestyle=":", linewidth=1.2, label="published, best over budgets"))
-    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    _legend(fig, handles, note)
     return fig
+
+
+def _legend(fig: Figure, handles: Sequence[Line2D], note: str) -> None:
+    """A legend above the panels, where it covers no data, with a line on what is shown."""
+    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), title=note or None, title_fontsize=8)
+
+
+def _no_records(ax: Axes) -> None:
+    ax.text(0.5, 0.5, "no records", ha="center", va="center", transform=ax.transAxes)
+    ax.set_xticks([])
+    ax.tick_params(length=0, labelleft=False)
+    ax.grid(visible=False)
+
+
+def _about(value: float | None) -> str:
+    """Parameters in two significant digits: 340K, 1.3M."""
+    if value is None:
+        return ""
+    rounded = float(f"{value:.2g}")
+    return f"{rounded / 1e6:g}M" if rounded >= 1e6 else f"{rounded / 1e3:g}K" if rounded >= 1e3 else f"{rounded:g}"
+
+
+def _seeds(number: int) -> str:
+    return "one seed" if number == 1 else f"mean of {number} seeds"
 
 
 def _handle(look: Look, label: str) -> Line2D:
     return Line2D([], [], color=look.colour, marker=look.marker, label=label)
 
 
-def figure5(data: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
+def figure5(data: pd.DataFrame, note: str = "") -> Figure:
     """Orthogonality of A and of B over training: mean over seeds, band from the least to the greatest."""
     fig = style.figure(style.DOUBLE, 2.6)
     axes = fig.subplots(1, 2, sharey=True)
@@ -88,11 +116,11 @@ def figure5(data: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
             rows = data[(data["factor"] == factor) & (data["advance"] == advance)].sort_values("step")
             ax.fill_between(rows["step"], rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0)
             ax.plot(rows["step"], rows["mean"], color=colour, linestyle=line)
-        ax.set_title(factor, style="italic")
+        ax.set_title(norms[factor])
         ax.set_xlabel("Step")
-        ax.set_ylabel(f"{norms[factor]}, mean over modules")
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.set_xlim(left=0)
+    axes[0].set_ylabel("Orthogonality loss,\nmean over modules")
     positive = data[["low", "mean"]].to_numpy(dtype=float).min() > 0
     if positive and data["high"].max() > 20 * data["low"].min():
         axes[0].set_yscale("log")
@@ -101,33 +129,33 @@ def figure5(data: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
     shown = [advance for advance in drawn if (data["advance"] == advance).any()]
     handles = [Line2D([], [], color=drawn[a][0], linestyle=drawn[a][1], label=drawn[a][2]) for a in shown]
     seeds = int(data["seeds"].max())
-    fig.legend(
-        handles=handles,
-        loc="outside upper center",
-        ncols=len(handles),
-        title=None if seeds == 1 else f"mean of {seeds} seeds, band: least to greatest",
-        title_fontsize=8,
-    )
+    _legend(fig, handles, f"{note}; {_seeds(seeds)}" + (", band: least to greatest" if seeds > 1 else ""))
     return fig
 
 
-def figure6(data: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
+def figure6(data: pd.DataFrame, titles: Mapping[str, str], note: str = "") -> Figure:
     """Final ranks as heat maps side by side on one colour scale, the numbers in the cells."""
-    methods, layers = list(dict.fromkeys(data["method"])), sorted(set(data["layer"]))
-    fig = style.figure(style.DOUBLE, 0.9 + 0.23 * len(layers))
-    axes = fig.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    layers = sorted(set(data["layer"]))
+    fig = style.figure(style.DOUBLE, 1.1 + 0.23 * len(layers))
+    fig.suptitle(f"Final ranks {note}", fontsize=8)
+    axes = fig.subplots(1, len(titles), squeeze=False)[0]
     low, high = float(data["rank"].min()), float(data["rank"].max())
     whole = bool((data["rank"] % 1 == 0).all())
     image = None
-    for ax, method in zip(axes, methods, strict=True):
+    for ax, (method, title) in zip(axes, titles.items(), strict=True):
         rows = data[data["method"] == method]
+        if rows.empty:
+            ax.set_title(title)
+            _no_records(ax)
+            continue
         grid = rows.pivot(index="layer", columns="matrix", values="rank").reindex(index=layers, columns=list(MATRICES))
         image = _heat_map(ax, grid, low, max(high, low + 1), whole)
         seeds = int(rows["seeds"].max())
-        ax.set_title(f"{rows['title'].iloc[0]} ({'one seed' if seeds == 1 else f'mean of {seeds} seeds'})")
+        ax.set_title(f"{title} ({_seeds(seeds)})")
         ax.set_xticks(range(len(MATRICES)), [_MATH[name] for name in MATRICES])
         ax.set_yticks(range(len(layers)), [str(layer) for layer in layers])
-    axes[0].set_ylabel("Layer")
+        ax.set_ylabel("Layer" if ax is axes[0] else "")
+        ax.tick_params(labelleft=ax is axes[0])
     if image is not None:
         bar = fig.colorbar(image, ax=list(axes), label="Final rank", pad=0.02, aspect=30)
         bar.outline.set_visible(False)
@@ -147,7 +175,7 @@ def _heat_map(ax: Axes, grid: pd.DataFrame, low: float, high: float, whole: bool
     return image
 
 
-def growth(data: pd.DataFrame, looks: Mapping[str, Look], budget: float | None = None) -> Figure:
+def growth(data: pd.DataFrame, budget: float | None = None, note: str = "") -> Figure:
     """Growth of ranks over training: total by kind of matrix (stacked), and by layer (heat map)."""
     fig = style.figure(style.DOUBLE, 2.9)
     left, right = fig.subplots(1, 2)
@@ -198,8 +226,7 @@ def growth(data: pd.DataFrame, looks: Mapping[str, Look], budget: float | None =
     bar.outline.set_visible(False)
     for ax in (left, right):
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if seeds > 1:
-        fig.suptitle(f"mean of {seeds} seeds", fontsize=8)
+    fig.suptitle(f"{note}; {_seeds(seeds)}", fontsize=8)
     return fig
 
 

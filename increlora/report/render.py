@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from increlora.report.layout import Cell, Column, Grid, Table
@@ -29,8 +31,10 @@ _LATEX = {
     "≥": r"$\geq$",
     "≤": r"$\leq$",
 }
-_WIDE = 8
-"""Columns from which a LaTeX table is scaled to the text width."""
+_FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
+"""Shrinks a table that is wider than the text, and leaves others as they are."""
+_STACKED = 12
+"""Columns from which a LaTeX row takes two lines."""
 
 
 def latex_escape(text: str) -> str:
@@ -61,29 +65,38 @@ def _md_cell(cell: Cell) -> str:
 
 def latex(table: Table) -> str:
     """One floating table per grid (packages: booktabs, amssymb, graphicx), the notes below the first."""
+    title = re.sub(r"^Table \d+: ", "", table.title)  # LaTeX numbers its tables itself
     head = f"% {table.title}\n% Needs \\usepackage{{amssymb,booktabs,graphicx}}.\n"
     return head + "\n".join(
-        _latex_grid(grid, f"tab:{table.name.replace('_', '-')}" + (f"-{number}" if number else ""), notes)
+        _latex_grid(
+            grid,
+            f"{title}. {grid.caption}",
+            f"tab:{table.name.replace('_', '-')}" + (f"-{number}" if number else ""),
+            notes,
+        )
         for number, grid in enumerate(table.grids)
         for notes in [table.notes if number == 0 else ()]
     )
 
 
-def _latex_grid(grid: Grid, label: str, notes: Sequence[str]) -> str:
-    wide = len(grid.columns) >= _WIDE
+def _latex_grid(grid: Grid, caption: str, label: str, notes: Sequence[str]) -> str:
     alignment = "".join("l" if column.left else "r" for column in grid.columns)
-    body = [rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}", r"\toprule", *_latex_header(grid.columns), r"\midrule"]
+    body = [
+        _FIT,
+        rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}",
+        r"\toprule",
+        *_latex_header(grid.columns),
+        r"\midrule",
+    ]
     for number, row in enumerate(grid.rows):
         if number in grid.rules:
             body.append(r"\midrule")
-        body.append(" & ".join(_latex_cell(cell) for cell in row) + r" \\")
-    body += [r"\bottomrule", r"\end{tabular}" + ("%" if wide else "")]
-    if wide:
-        body = [r"\resizebox{\textwidth}{!}{%", *body, "}"]
+        body += _latex_row(row, stacked=len(grid.columns) >= _STACKED)
+    body += [r"\bottomrule", r"\end{tabular}}"]
     lines = [
         r"\begin{table*}",
         r"\centering",
-        rf"\caption{{{latex_escape(grid.caption)}}}",
+        rf"\caption{{{latex_escape(caption)}}}",
         rf"\label{{{label}}}",
         *body,
     ]
@@ -107,6 +120,15 @@ def _latex_header(columns: Sequence[Column]) -> list[str]:
             rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
         start += width
     return [" & ".join(cells) + r" \\", "".join(rules), titles]
+
+
+def _latex_row(row: Sequence[Cell], stacked: bool) -> list[str]:
+    """A row; in a table of many columns the spreads go on a line below the means, to keep the print large."""
+    if not stacked or not any(cell.spread for cell in row):
+        return [" & ".join(_latex_cell(cell) for cell in row) + r" \\"]
+    spreads = [rf"{{\scriptsize$\pm$\,{cell.spread}}}" if cell.spread else "" for cell in row]
+    means = [_latex_cell(replace(cell, spread="")) for cell in row]
+    return [" & ".join(means) + r" \\[-2pt]", " & ".join(spreads) + r" \\"]
 
 
 def _latex_cell(cell: Cell) -> str:

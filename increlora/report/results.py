@@ -56,8 +56,10 @@ class Results:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """One row per run, without scores."""
-        return self.frame.drop_duplicates(["task", "method", "budget", "seed"]).reset_index(drop=True)
+        """One row per run: the frame's columns about runs, and AdamW's state without the head's two moments."""
+        runs = self.frame.drop_duplicates(["task", "method", "budget", "seed"]).reset_index(drop=True)
+        head = runs["head"].where(runs["trainable"] < runs["total"], 0)  # whoever trains everything counts the head
+        return runs.assign(state_without_head=runs["optimizer_state"] - 2 * head)
 
     def kind(self, method: str) -> str:
         return variant(self.study, method).kind
@@ -68,11 +70,12 @@ class Results:
             return ""
         return f"{'d' if self.kind(method) in ADAPTERS else 'r'} = {budget}"
 
-    def lines(self, wanted: Iterable[tuple[str, int | None]]) -> list[Line]:
+    def lines(self, wanted: Iterable[tuple[str, int | None]], name_budget: bool = True) -> list[Line]:
         """The rows of a table, in the given order; budgets of methods without one are dropped.
 
         Args:
             wanted: method variants with the budget that the artefact states.
+            name_budget: whether labels say the budget.
         """
         some_task = next(iter(self.study.tasks))
         rows = [(method, cell(self.study, some_task, method, budget).budget) for method, budget in wanted]
@@ -83,7 +86,7 @@ class Results:
         lines = []
         for method, budget in dict.fromkeys(rows):
             kind, family = self.kind(method), sorted(set(budgets.get(self._family(method), [])), reverse=True)
-            name = self.budget_name(method, budget)
+            name = self.budget_name(method, budget) if name_budget else ""
             lines.append(
                 Line(
                     method,

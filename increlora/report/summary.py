@@ -1,7 +1,8 @@
 """One table cell out of the frame: which seeds are there, what they say, and what went wrong.
 
 A run that *collapsed* (constant predictions) counts with the score that it has: it is what the method did. A run that
-*diverged* has no score; it is missing from the mean and said to be. Neither is dropped in silence.
+*diverged* counts with what it scored before, if the shown checkpoint has a score, and else is missing from the mean.
+Either is said; neither is dropped in silence.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Summary:
         expected: seeds that the study asks for.
         missing: seeds without a record.
         collapsed, diverged, stale: seeds whose run ended so, or whose record was made with other settings.
+        scored: seeds that have a value.
     """
 
     estimate: Estimate
@@ -35,6 +37,7 @@ class Summary:
     collapsed: tuple[int, ...] = ()
     diverged: tuple[int, ...] = ()
     stale: tuple[int, ...] = ()
+    scored: tuple[int, ...] = ()
 
     @property
     def status(self) -> str:
@@ -48,7 +51,8 @@ class Summary:
         said = {
             "no record": self.missing if self.status == "partial" else (),
             "collapsed to constant predictions, score counted": self.collapsed,
-            "diverged, no score": self.diverged,
+            "diverged, no score": tuple(seed for seed in self.diverged if seed not in self.scored),
+            "diverged, score from before that counted": tuple(seed for seed in self.diverged if seed in self.scored),
             "made with other settings than the config's": self.stale,
         }
         return [f"{_seeds(seeds)} {what}" for what, seeds in said.items() if seeds]
@@ -96,7 +100,7 @@ class Scores:
     def column(self, task: str, method: str, budget: int | None, column: str | None = None) -> Summary:
         """One cell: a column of a task, or with None the task's single number."""
         values = self.by_seed(task, method, budget, column)
-        return self._summary(statistics.estimate(values.values()), [(task, method, budget)])
+        return self._summary(statistics.estimate(values.values()), [(task, method, budget)], tuple(values))
 
     def all_tasks(self, tasks: Sequence[str], method: str, budget: int | None) -> Summary:
         """The column "All": mean over tasks of each task's mean over seeds, where every task has a value.
@@ -124,7 +128,9 @@ class Scores:
         estimate = statistics.estimate(first[seed] - second[seed] for seed in common)
         return self._summary(estimate, [(task, *one), (task, *other)])
 
-    def _summary(self, estimate: Estimate, cells: Sequence[tuple[str, str, int | None]]) -> Summary:
+    def _summary(
+        self, estimate: Estimate, cells: Sequence[tuple[str, str, int | None]], scored: tuple[int, ...] = ()
+    ) -> Summary:
         def seeds_where(status: str) -> tuple[int, ...]:
             return tuple(s for s in self.seeds if any(self._status.get((*cell, s)) == status for cell in cells))
 
@@ -135,4 +141,5 @@ class Scores:
             collapsed=seeds_where("collapsed"),
             diverged=seeds_where("diverged"),
             stale=tuple(s for s in self.seeds if any((*cell, s) in self._stale for cell in cells)),
+            scored=scored,
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from increlora.glue.tasks import TASKS
+from increlora.methods.registry import METHODS
 from increlora.report import published
 from increlora.report.cost import cost_table
 from increlora.report.frame import write_csv
@@ -156,6 +157,7 @@ def table1(results: Results, wanted: Table1) -> Table:
     by_task = [(line.label, task, cells[(line, task, _first(task))]) for line in lines for task in wanted.tasks]
     notes = [
         *header(results),
+        "± is the standard deviation over seeds (ddof 1); the CSV has 95 % intervals.",
         "#Params: trained parameters, pooler and classifier not counted (Full FT counts everything), final count, mean "
         "over tasks.",
         f"All: mean over {of_all}, MNLI as mean(m, mm) and QQP as mean(Acc, F1). Bold: best of a budget.",
@@ -165,16 +167,17 @@ def table1(results: Results, wanted: Table1) -> Table:
         *used_marks(tuple(grids)),
         *remarks(by_task),
     ]
-    return _table(results, "table1", "Table 1: methods on GLUE", grids, notes, rows)
+    return _table(results, "table1", "Table 1: comparison of methods", grids, notes, rows)
 
 
 def table2(results: Results, wanted: Comparison) -> Table:
     """Ablation of IncreLoRA's components."""
-    lines = results.lines((method, wanted.budget) for method in wanted.rows)
+    lines = results.lines(((method, wanted.budget) for method in wanted.rows), name_budget=False)
     components = {line: _components(results, wanted.tasks[0], line) for line in lines}
     roles: dict[str, Line] = {}
     for line in lines:
-        role = "lora" if line.published_method == "lora" else _COMPONENTS.get(components[line] or frozenset({"none"}))
+        parts = components[line]
+        role = _COMPONENTS.get(parts) if parts is not None else line.published_method
         if role:
             roles.setdefault(role, line)
     ticks = [
@@ -188,7 +191,7 @@ def table2(results: Results, wanted: Comparison) -> Table:
 
 def table3(results: Results, wanted: Comparison) -> Table:
     """Fresh SVD-form LoRA models retrained from saved rank distributions, beside the runs that found them."""
-    lines = results.lines((method, wanted.budget) for method in wanted.rows)
+    lines = results.lines(((method, wanted.budget) for method in wanted.rows), name_budget=False)
     roles: dict[str, Line] = {}
     ranks: list[Cell] = []
     for line in lines:
@@ -260,6 +263,7 @@ def _comparison(
     notes = [
         *header(results),
         *legend,
+        "± is the standard deviation over seeds (ddof 1).",
         "#Params: final count, pooler and classifier not counted, mean over the tasks shown. Bold: best of a column.",
         "Differences are paired by seed; intervals are 95 % Student-t over seeds, so an interval that holds 0 shows no "
         "difference. The published differences are single numbers without spread.",
@@ -281,8 +285,8 @@ def _differences(
         columns += [Column("measured", group), Column("95 % interval", group), Column("published", group)]
     for one, other in pairs:
         first, second = roles[one], roles[other]
-        titles = [results.study.title(line.method) for line in (first, second)]
-        row = [Cell(" − ".join(titles))]
+        title = " − ".join(f"({line.label})" if "+" in line.label else line.label for line in (first, second))
+        row = [Cell(title)]
         for task in tasks:
             summary = results.scores.difference(task, first[:2], second[:2])
             column = _first(task)
@@ -295,7 +299,7 @@ def _differences(
             rows.append(
                 {
                     **_row(results, first, None, (task, "difference"), summary, values),
-                    "row": " − ".join(titles),
+                    "row": title,
                     "method": f"{first.method} - {second.method}",
                 }
             )
@@ -362,8 +366,8 @@ def _published_notes(results: Results, known: Iterable[Sequence[published.Publis
     ]
     for values in used:
         lines += [
-            f"Published twice: {other.method}, {other.task}: {values[0].value} ({values[0].source}) and {other.value} "
-            f"({other.source})."
+            f"Two published values, {METHODS[other.method].title}, {TASKS[other.task].title}: {values[0].value} "
+            f"({values[0].source}) and {other.value} ({other.source})."
             for other in values[1:]
             if other.value != values[0].value
         ]

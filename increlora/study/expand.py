@@ -49,7 +49,7 @@ class Variant(NamedTuple):
     def takes_budget(self) -> bool:
         from increlora.methods import registry
 
-        return registry.get(self.kind).budget_name is not None
+        return registry.METHODS[self.kind].budget_name is not None
 
 
 def variant(study: Study, name: str) -> Variant:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from increlora.study.config import Study
+from increlora.study.expand import Cell
 from increlora.training.settings import PROTOCOL, RunSettings
 from increlora.training.store import RecordError, read_record
 
@@ -37,6 +38,12 @@ def unexpected(study: Study, records_root: str | Path = "results/runs") -> list[
     """Records of this study's name that belong to none of its runs."""
     wanted = {settings.record_path(records_root) for settings in study.runs()}
     return [path for path in sorted((Path(records_root) / study.study).rglob("seed*.json")) if path not in wanted]
+
+
+def finished(study: Study, cell: Cell, records_root: str | Path = "results/runs") -> bool:
+    """Whether every record of a cell is there and is that of its settings."""
+    runs = (study.settings(cell.task, cell.method, cell.budget, seed) for seed in cell.seeds)
+    return all(_compare(settings, settings.record_path(records_root)).status == "ok" for settings in runs)
 
 
 def _compare(settings: RunSettings, path: Path) -> Finding:

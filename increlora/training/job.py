@@ -83,11 +83,12 @@ def finish(settings: RunSettings, ranks_from: str | Path | None = None, *, progr
     if record is not None:
         log.info("%s: restored from %s", settings.label, store.path(settings.digest))
         return portable(record)
-    from increlora.training.run import run
+    from increlora.training.run import discard_checkpoint, run
 
     log.info("%s: training (digest %s)", settings.label, settings.digest)
     record = portable(run(settings, ranks=source_ranks(settings, ranks_from), progress=progress))
     store.put(record)
+    discard_checkpoint(settings)
     return record
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import logging
 import math
+import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ from increlora.glue import metrics
 from increlora.glue.loading import TaskData, load_task
 from increlora.methods.base import Adaptation, TrainingPlan
 from increlora.methods.ranks import transform_ranks
-from increlora.methods.registry import METHODS, prepare
+from increlora.methods.registry import prepare
 from increlora.training import backbone as backbones
 from increlora.training.batches import Encoded, collate, encode, epoch_order, evaluation_order
 from increlora.training.checkpoint import Checkpoint, set_random_state
@@ -197,7 +198,7 @@ class _Run:
             {
                 "adaptation": self.adaptation.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "scheduler": {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"},
+                "scheduler": scheduler.state_dict(),
                 "progress": {**vars(self.progress), "seconds": spent},
             }
         )
@@ -453,8 +454,6 @@ class _ProcessGroup:
     """Data parallelism under ``torchrun``; a group of one otherwise."""
 
     def __init__(self, device: torch.device):
-        import os
-
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         if self.size > 1 and not torch.distributed.is_initialized():
@@ -477,18 +476,6 @@ class _ProcessGroup:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter).clone()
         return float(averaged)
-
-
-def check(settings: RunSettings, train_rows: int) -> tuple[int, int]:
-    """Optimizer steps and warmup of a run, from the number of training examples alone.
-
-    Raises:
-        ConfigError: the settings leave nothing to train.
-    """
-    if settings.kind not in METHODS:
-        raise ConfigError("kind", f"{settings.kind!r} is unknown")
-    total, _, warmup = steps_of(settings, train_rows)
-    return total, warmup
 
 
 def _without(entry: Mapping[str, Any] | None, *names: str) -> dict[str, Any] | None:

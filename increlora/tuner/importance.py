@@ -82,7 +82,8 @@ class UpdateGradient:
 
     def _reduce(self, gradient: Tensor) -> Tensor:
         entries = gradient.numel()
-        total = self.update().mul_(gradient).abs_().sum(dtype=torch.float32)
+        wide = torch.promote_types(gradient.dtype, torch.float32)  # half precision would overflow in the sum
+        total = self.update().mul(gradient).abs_().sum(dtype=wide)
         return total / (entries if self.reduction == "mean" else entries**0.5)
 
 
@@ -122,9 +123,8 @@ class Importance:
 
     def update(self, scores: Tensor) -> None:
         """Take in the scores ``S_t`` (modules,) of one step. A step with an infinite or NaN score is passed over."""
-        scores = scores.detach().float()
-        if self.smoothed.device != scores.device:
-            self.smoothed, self.uncertainty = self.smoothed.to(scores.device), self.uncertainty.to(scores.device)
+        scores = scores.detach()
+        self.smoothed, self.uncertainty = self.smoothed.to(scores), self.uncertainty.to(scores)
         finite = torch.isfinite(scores).all()
         smoothed = self.beta1 * self.smoothed + (1 - self.beta1) * scores
         uncertainty = self.beta2 * self.uncertainty + (1 - self.beta2) * (smoothed - scores).abs()

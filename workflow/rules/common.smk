@@ -1,5 +1,6 @@
 # What all rules share. Imports nothing heavy: every job reads this again.
 
+import functools
 import json
 import shlex
 import sys
@@ -9,39 +10,75 @@ from snakemake.exceptions import WorkflowError
 
 from increlora.errors import ConfigError
 from increlora.study.config import Study, merge, read_config
-from increlora.study.expand import all_cells, backbone_path, cell, cell_settings, sources
+from increlora.study.expand import artefact_cells, backbone_path, cell_settings, sources
+from increlora.study.verify import finished
 from increlora.training.settings import budget_label
-
-ENVIRONMENT = "../envs/increlora.yaml"
 
 try:
     STUDY = Study.from_dict(config)
 except ConfigError as error:
-    raise WorkflowError(f"error in the configuration: {error}") from None
+    raise WorkflowError(f"The configuration is wrong. {error}") from None
 
 NAME = STUDY.study
-CELLS = {(one.task, one.method, budget_label(one.budget)): one for one in STUDY.cells()}
+EXECUTION = STUDY.execution
+CELLS = {(cell.task, cell.method, budget_label(cell.budget)): cell for cell in STUDY.cells()}
 RECORD = f"results/runs/{NAME}/{{task}}/{{method}}/{{budget}}/seed{{seed}}.json"
-RECORDS = [
-    RECORD.format(task=task, method=method, budget=budget, seed=seed)
-    for (task, method, budget), one in CELLS.items()
-    for seed in one.seeds
-]
 PLAN = f"results/{NAME}_plan.csv"
 RUNS = f"results/{NAME}_runs.csv"
 
+TRAIN_LOG = f"logs/{NAME}/train/{{task}}/{{method}}/{{budget}}{'-seed{seed}' if EXECUTION.job == 'run' else ''}.log"
 
-def command_line(subcommand, *arguments):
-    """A command of this package in the Python that runs Snakemake, or in the rule's own environment if it has one."""
-    python = "python" if "conda" in map(str, workflow.deployment_settings.deployment_method) else sys.executable
-    return f"{python} -m increlora --quiet {subcommand}"
+# Rules call `python -m increlora`: the Python that runs Snakemake, also where its environment is not activated. With
+# --sdm conda it is that of the rule's environment.
+if not any(str(method) == "conda" for method in workflow.deployment_settings.deployment_method):
+    shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+
+
+def records(cell, seeds=None):
+    """Paths of a cell's records."""
+    place = {"task": cell.task, "method": cell.method, "budget": budget_label(cell.budget)}
+    return expand(RECORD, **place, seed=cell.seeds if seeds is None else seeds)
+
+
+def job_cell(wildcards):
+    """The cell of a training job, with the seeds that the job trains."""
+    cell = CELLS[wildcards.task, wildcards.method, wildcards.budget]
+    return cell._replace(seeds=(int(wildcards.seed),)) if EXECUTION.job == "run" else cell
+
+
+@functools.cache
+def job_settings(cell):
+    """The resolved settings of a training job as JSON: when they change, the job runs again."""
+    return json.dumps(cell_settings(STUDY, cell), sort_keys=True)
+
+
+def job_sources(cell):
+    """Records that a training job starts from."""
+    return [path for source in sources(STUDY, cell) for path in records(source)]
+
+
+@functools.cache
+def job_input(cell):
+    """What a training job has to wait for: nothing, once its records are those of its settings.
+
+    Records carry the digest of all that decides them, also of the run that they start from. So the age of a file, which
+    means nothing in a fresh clone, never makes a finished run start again, nor does a backbone that is not there.
+    """
+    if finished(STUDY, cell):
+        return []
+    return [PLAN, *BACKBONE, *job_sources(cell)]
 
 
 def config_arguments():
-    """The configuration as the package's commands take it: its files, and inline what came with --config."""
+    """The configuration as the package's commands take it: its files, or inline if --config changed something."""
     files = [str(path) for path in workflow.configfiles]
-    inline = [] if merge(*map(read_config, files)) == config else [json.dumps(config)]
-    return shlex.join(inline or files)
+    return shlex.join(files if merge(*map(read_config, files)) == config else [json.dumps(config)])
+
+
+def shown(name, stem, suffix, category):
+    """An output that the workflow's report shows."""
+    labels = {"study": NAME, category.lower().removesuffix("s"): TITLES[name], "format": suffix}
+    return report(f"{stem}.{suffix}", caption=f"../report/{name}.rst", category=category, labels=labels)
 
 
 wildcard_constraints:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from increlora.glue.corpus import acceptability, entailment, paraphrase, questions, sentiment
-from increlora.glue.corpus.documents import CONNECTIVES, document
+from increlora.glue.corpus.discourse import CONNECTIVES, document
 from increlora.glue.corpus.grammar import Genre, Split
 
 DEFAULT_ROWS: dict[str, tuple[int, int]] = {
@@ -105,7 +105,7 @@ def generate(
 
 
 def documents(*, seed: int = 0, count: int) -> list[list[str]]:
-    """``count`` documents to pretrain on, each a list of one or two related sentences (see `documents.py`).
+    """``count`` documents to pretrain on, each a list of one or two related sentences (see `discourse.py`).
 
     Fewer documents are a prefix of more documents. No sentence of an evaluation split occurs.
     """

@@ -1,0 +1,32 @@
+"""Shared fixtures: tiny models, a tiny pretrained backbone, and offline settings for every library."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+TARGETS = (
+    r".*encoder\.layer\.\d+\.(attention\.self\.(query|key|value)_proj|attention\.output\.dense"
+    r"|intermediate\.dense|output\.dense)"
+)
+"""The six matrices of every layer of a DeBERTa-v2/v3 encoder."""
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in Hub layout with a DeBERTa-v3-style encoder, pretrained for a few steps."""
+    from increlora.training.pretrain import PretrainSettings, pretrain
+
+    out = tmp_path_factory.mktemp("backbone") / "tiny"
+    settings = PretrainSettings(
+        hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32, steps=4, batch_size=8, warmup_steps=1, documents=200
+    )
+    pretrain(settings, out, progress=False)
+    return out

@@ -1,0 +1,237 @@
+"""One run: the record, resume after a kill, collapse and divergence, bad data."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+from increlora.errors import ConfigError, IncreLoraError
+from increlora.training import checkpoint as checkpoints
+from increlora.training.batches import collate, encode, epoch_order
+from increlora.training.run import discard_checkpoint, run
+from increlora.training.settings import RunSettings
+
+from conftest import TARGETS
+
+METHODS: list[tuple[str, int | None, dict[str, Any]]] = [
+    ("full_ft", None, {}),
+    ("bitfit", None, {}),
+    ("hadapter", 4, {}),
+    ("padapter", 4, {}),
+    ("lora", 2, {}),
+    ("adalora", 2, {"deltaT": 2}),
+    ("increlora", 2, {"deltaT": 3}),
+    ("svd_lora", 2, {}),
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def settings(backbone: Path, kind: str, budget: int | None, options: dict[str, Any], **changes: Any) -> RunSettings:
+    training = {"learning_rate": 2e-3, "epochs": 2, "batch_size": 8, "eval_steps": 8, **changes.pop("training", {})}
+    return RunSettings(
+        **{
+            "study": "test",
+            "task": "rte",
+            "method": kind,
+            "kind": kind,
+            "budget": budget,
+            "options": options,
+            "seed": 3,
+            "backbone": {"name": "tiny", "path": str(backbone), "target_modules": TARGETS},
+            "data": {"source": "builtin", "train_rows": 80, "eval_rows": 40},
+            "training": training,
+            "ranks_from": {"method": "increlora"} if kind == "svd_lora" else None,
+            **changes,
+        }
+    )
+
+
+def ranks_for(kind: str) -> dict[str, int] | None:
+    if kind != "svd_lora":
+        return None
+    names = ["attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"]
+    names += ["attention.output.dense", "intermediate.dense", "output.dense"]
+    return {f"deberta.encoder.layer.{i}.{name}": 1 + (i + j) % 3 for i in range(2) for j, name in enumerate(names)}
+
+
+@pytest.mark.parametrize(("kind", "budget", "options"), METHODS, ids=[m[0] for m in METHODS])
+def test_record(kind: str, budget: int | None, options: dict[str, Any], tiny_backbone: Path) -> None:
+    chosen = settings(tiny_backbone, kind, budget, options)
+    record = run(chosen, ranks=ranks_for(kind), progress=False)
+    schema = Path(__file__).parents[1] / "increlora" / "training" / "record.schema.json"
+    jsonschema.validate(json.loads(json.dumps(record, allow_nan=False)), json.loads(schema.read_text()))
+    assert record["run"]["digest"] == chosen.digest
+    assert [entry["step"] for entry in record["score"]["history"]] == [8, 16, 20]
+    assert record["score"]["last"]["step"] == record["cost"]["steps"] == 20
+    assert record["score"]["best"]["score"] == max(entry["score"] for entry in record["score"]["history"])
+    assert len(record["score"]["predictions"]["best"]["validation"]) == 40
+    if kind in ("adalora", "increlora"):
+        allocation = record["allocation"]
+        assert allocation["events"]
+        assert allocation["total_rank"] == sum(allocation["ranks"].values()) == allocation["budget_rank"] == 24
+        assert allocation["growth"][-1]["ranks"] == list(allocation["ranks"].values())
+        assert record["parameters"]["trainable"] == sum(
+            rank * (48 if "dense" in name and "attention" not in name else 32) + rank
+            for name, rank in allocation["ranks"].items()
+        )
+    if kind == "svd_lora":
+        assert record["allocation"]["ranks"] == ranks_for(kind)
+
+
+@pytest.mark.parametrize(("kind", "budget", "options"), METHODS, ids=[m[0] for m in METHODS])
+def test_resumed_record_equals_the_uninterrupted_one(
+    kind: str, budget: int | None, options: dict[str, Any], tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(tiny_backbone, kind, budget, options)
+    whole = run(chosen, ranks=ranks_for(kind), progress=False)
+    saves = 0
+    save = checkpoints.Checkpoint.save
+
+    class Killed(BaseException):
+        pass
+
+    def save_and_die(self: checkpoints.Checkpoint, state: dict[str, Any]) -> None:
+        nonlocal saves
+        save(self, state)
+        saves += 1
+        if saves == 7:  # step 7 of 20: AdaLoRA and IncreLoRA are in the middle of their allocation
+            raise Killed
+
+    monkeypatch.setattr(checkpoints.Checkpoint, "save", save_and_die)
+    with pytest.raises(Killed):
+        run(chosen, ranks=ranks_for(kind), progress=False, checkpoint_seconds=0)
+    torch.manual_seed(12345)
+    resumed = run(chosen, ranks=ranks_for(kind), progress=False, checkpoint_seconds=1e9)
+    for block in ("run", "score", "parameters", "allocation"):
+        assert resumed[block] == whole[block], block
+
+
+def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
+    """SIGKILL while it trains, then the same command again: the same scores as without the kill."""
+    chosen = settings(tiny_backbone, "increlora", 2, {"deltaT": 3}, training={"epochs": 12})
+    (tmp_path / "settings.json").write_text(chosen.model_dump_json())
+    script = (
+        "import json, pathlib, sys; from increlora.training.run import run; "
+        "from increlora.training.settings import RunSettings; import torch; torch.set_num_threads(1); "
+        "s = RunSettings.model_validate_json(pathlib.Path('settings.json').read_text()); "
+        "r = run(s, progress=False, checkpoint_seconds=0); pathlib.Path(sys.argv[1]).write_text(json.dumps(r))"
+    )
+    command = [sys.executable, "-c", script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen([*command, "unused.json"], env=environment)
+    path = checkpoints.Checkpoint(chosen.digest).path
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not Path("unused.json").exists(), "it finished before the kill"
+    reached = checkpoints.Checkpoint(chosen.digest).load()["progress"]["step"]
+    assert 0 < reached < 120
+    subprocess.run([*command, "resumed.json"], env=environment, check=True)
+    discard_checkpoint(chosen)
+    subprocess.run([*command, "whole.json"], env=environment, check=True)
+    resumed, whole = (json.loads(Path(name).read_text()) for name in ("resumed.json", "whole.json"))
+    assert resumed["score"] == whole["score"]
+    assert resumed["allocation"] == whole["allocation"]
+
+
+def test_seeds_differ_and_repeat(tiny_backbone: Path) -> None:
+    first, again, other = (
+        run(settings(tiny_backbone, "lora", 2, {}, seed=seed), progress=False)["score"] for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first["history"] != other["history"]
+
+
+def test_divergence_is_recorded(tiny_backbone: Path) -> None:
+    wild = settings(tiny_backbone, "full_ft", None, {}, training={"learning_rate": 1e30, "max_grad_norm": None})
+    record = run(wild, progress=False)
+    assert record["run"]["status"] == "diverged"
+    assert "step" in record["run"]["reason"]
+    json.dumps(record, allow_nan=False)
+
+
+def test_collapse_is_recorded(tiny_backbone: Path) -> None:
+    record = run(settings(tiny_backbone, "bitfit", None, {}, task="stsb", training={"learning_rate": 1e-12}), progress=False)
+    constant = run(
+        settings(tiny_backbone, "bitfit", None, {}, task="cola", training={"learning_rate": 1e-12}), progress=False
+    )
+    for result in (record, constant):
+        predictions = result["score"]["predictions"]["best"]["validation"]
+        assert (result["run"]["status"] == "collapsed") == (len(set(predictions)) == 1)
+
+
+def test_tensorboard_is_written_on_request(tiny_backbone: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run(settings(tiny_backbone, "increlora", 2, {"deltaT": 3}), progress=False, tensorboard=tmp_path / "board")
+    assert list((tmp_path / "board").rglob("events.out.tfevents.*"))
+
+
+def test_missing_backbone_names_the_field(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"backbone\.path"):
+        run(settings(tmp_path / "nowhere", "lora", 2, {}), progress=False)
+
+
+def test_impossible_budget_stops_before_training(tiny_backbone: Path) -> None:
+    with pytest.raises(ConfigError, match="rank 17 exceeds"):
+        run(settings(tiny_backbone, "lora", 17, {}), progress=False)
+    with pytest.raises(ConfigError, match="top_h"):
+        run(settings(tiny_backbone, "increlora", 8, {"deltaT": 3, "top_h": 1}), progress=False)
+
+
+def test_bad_data_names_split_row_and_column(tmp_path: Path) -> None:
+    import datasets
+
+    from increlora.glue.loading import load_task
+
+    folder = tmp_path / "glue"
+    (folder / "rte").mkdir(parents=True)
+    rows = {"sentence1": ["a", "b"], "sentence2": ["c", ""], "label": [0, 1], "idx": [0, 1]}
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict(rows).to_parquet(folder / "rte" / f"{split}.parquet")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: rte\n  data_files:\n  - split: train\n    path: rte/train.parquet\n"
+        "  - split: validation\n    path: rte/validation.parquet\n---\n"
+    )
+    with pytest.raises(IncreLoraError, match="split train, row 1: sentence2"):
+        load_task("rte", source="local", path=str(folder))
+    with pytest.raises(IncreLoraError, match="could not be loaded"):
+        load_task("cola", source="local", path=str(folder))
+
+
+def test_batches_cover_every_example_once_and_repeat() -> None:
+    lengths = [3 + (7 * i) % 11 for i in range(53)]
+    for grouping in (True, False):
+        order = epoch_order(lengths, 8, seed=1, epoch=2, grouping=grouping)
+        assert sorted(row for rows in order for row in rows) == list(range(53))
+        assert order == epoch_order(lengths, 8, seed=1, epoch=2, grouping=grouping)
+        assert order != epoch_order(lengths, 8, seed=1, epoch=3, grouping=grouping)
+
+
+def test_padding_is_dynamic(tiny_backbone: Path) -> None:
+    from increlora.glue.loading import Examples
+    from increlora.training.backbone import load_tokenizer
+    from increlora.training.settings import Backbone
+
+    tokenizer = load_tokenizer(Backbone(name="tiny", path=str(tiny_backbone), target_modules=TARGETS))
+    data = encode(Examples((["the dog", "the dog saw the cat"],), [0, 1]), tokenizer, 32, regression=False)
+    batch = collate(data, [0, 1], tokenizer.pad_token_id)
+    assert batch["input_ids"].shape[1] == max(data.lengths())
+    assert batch["attention_mask"].sum(1).tolist() == data.lengths()
+    assert collate(data, [0], tokenizer.pad_token_id, multiple=8)["input_ids"].shape[1] % 8 == 0

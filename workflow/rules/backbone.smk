@@ -1,0 +1,24 @@
+# The pretrained model, where the study makes its own. It is kept by the digest of its settings, outside of results/.
+
+FOLDER = backbone_path(STUDY.backbone) if STUDY.backbone.pretrain is not None else None
+BACKBONE = [f"{FOLDER}/config.json"] if FOLDER else []
+
+if BACKBONE:
+
+    rule backbone:
+        output:
+            BACKBONE,
+        log:
+            f"logs/{NAME}/backbone.log",
+        conda:
+            "../envs/increlora.yaml"
+        threads: EXECUTION.threads
+        resources:
+            gpu=EXECUTION.gpu,
+            mem_mb=EXECUTION.mem_mb,
+            runtime=EXECUTION.runtime,
+        params:
+            settings=json.dumps(STUDY.backbone.pretrain, sort_keys=True),
+            folder=subpath(output[0], parent=True),
+        shell:
+            "python -m increlora --quiet pretrain --settings {params.settings:q} --out {params.folder} > {log} 2>&1"

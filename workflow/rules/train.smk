@@ -1,0 +1,41 @@
+# The plan, which stops everything if a budget cannot be, and the training jobs: one per cell, or one per run.
+
+ONE_RUN = EXECUTION.job == "run"
+
+
+rule plan:
+    output:
+        PLAN,
+    log:
+        f"logs/{NAME}/plan.log",
+    conda:
+        "../envs/increlora.yaml"
+    localrule: True
+    params:
+        config=config_arguments(),
+        study=STUDY.model_dump_json(exclude={"report", "execution"}),
+    shell:
+        "python -m increlora --quiet plan {params.config} --csv {output} > {log} 2>&1"
+
+
+rule train:
+    input:
+        lambda wildcards: job_input(job_cell(wildcards)),
+    output:
+        RECORD if ONE_RUN else expand(RECORD, seed=STUDY.seeds, allow_missing=True),
+    log:
+        TRAIN_LOG,
+    conda:
+        "../envs/increlora.yaml"
+    threads: EXECUTION.threads
+    resources:
+        gpu=EXECUTION.gpu,
+        mem_mb=EXECUTION.mem_mb,
+        runtime=EXECUTION.runtime * (1 if ONE_RUN else len(STUDY.seeds)),
+    params:
+        settings=lambda wildcards: job_settings(job_cell(wildcards)),
+        seeds=lambda wildcards: job_cell(wildcards).seeds,
+        ranks_from=lambda wildcards: job_sources(job_cell(wildcards)),
+    shell:
+        "python -m increlora --quiet train --settings {params.settings:q} --seeds {params.seeds} --records {output:q} "
+        "--ranks-from {params.ranks_from:q} > {log} 2>&1"

@@ -216,6 +216,7 @@ class IncreLoraOptions(SvdLoraOptions):
                 config,
                 total_step=plan.total_steps,
                 warmup_steps=plan.warmup_steps,
+                modules=len(shapes),
                 initial_rank=config.init_r * len(shapes),
                 budget=budget * len(shapes),
             )

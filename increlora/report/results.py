@@ -59,7 +59,8 @@ class Results:
         """One row per run: the frame's columns about runs, and AdamW's state without the head's two moments."""
         runs = self.frame.drop_duplicates(["task", "method", "budget", "seed"]).reset_index(drop=True)
         head = runs["head"].where(runs["trainable"] < runs["total"], 0)  # whoever trains everything counts the head
-        return runs.assign(state_without_head=runs["optimizer_state"] - 2 * head)
+        state = runs["optimizer_state"] - 2 * head
+        return runs.assign(state_without_head=state.where(state >= 0))
 
     def kind(self, method: str) -> str:
         return variant(self.study, method).kind

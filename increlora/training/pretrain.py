@@ -279,7 +279,7 @@ def corrupt(
     connective = data.connective[rows]
     whole = connective != _IGNORED
     word = original > MASK
-    replace_row = (uniform(count) < 0.5) & ~whole if "rtd" in objective else torch.zeros(count, dtype=torch.bool)
+    replace_row = (uniform(count) < 0.7) & ~whole if "rtd" in objective else torch.zeros(count, dtype=torch.bool)
     ids = original.clone()
 
     exchange = word[:, :-1] & word[:, 1:] & replace_row[:, None] & (uniform(count, length - 1) < 0.02)

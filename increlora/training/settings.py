@@ -129,6 +129,8 @@ class RunSettings(_Settings):
         content = self.model_dump(mode="json", exclude={"study", "method"})
         for block in ("backbone", "data"):
             content[block].pop("path")
+        if content["data"]["source"] == "local":  # a copy of what the Hub has under that name
+            content["data"]["source"] = "hub"
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

@@ -49,7 +49,7 @@ class GrowthSchedule:
 
 
 def resolve_schedule(
-    config: IncreLoraConfig, *, total_step: int, warmup_steps: int, initial_rank: int, budget: int
+    config: IncreLoraConfig, *, total_step: int, warmup_steps: int, modules: int, initial_rank: int, budget: int
 ) -> GrowthSchedule:
     """Fill in what the config leaves open: the interval from the warmup, ``top_h`` from ``growth_end``.
 
@@ -57,6 +57,7 @@ def resolve_schedule(
         config: the adapter's config.
         total_step: optimizer steps of the whole training.
         warmup_steps: steps of linear warmup; the default of ``deltaT`` (paper: ``nu`` is the number of warmup steps).
+        modules: number of adapted modules; no event can choose more.
         initial_rank: total rank at the start.
         budget: total rank at the end, ``r_final``.
 
@@ -78,16 +79,23 @@ def resolve_schedule(
                 f"step {first} (tinit + deltaT); lower deltaT ({interval}) or tinit, or train longer",
             )
         top_h = math.ceil(missing / (events * config.ranks_per_event))
+        if top_h > modules:
+            raise ConfigError(
+                "ranks_per_event",
+                f"{events} events until growth_end ({config.growth_end:.0%} of {total_step} steps) give {modules} modules "
+                f"{config.ranks_per_event} ranks each, {missing} are missing to the budget of {budget}; raise "
+                f"ranks_per_event to {math.ceil(missing / (events * modules))} or growth_end, or lower deltaT ({interval})",
+            )
         schedule = GrowthSchedule(first, interval, top_h, config.ranks_per_event, config.score_window)
     else:
         events = schedule.events_within(total_step)
-        reachable = events * config.top_h * config.ranks_per_event
+        reachable = events * min(config.top_h, modules) * config.ranks_per_event
         if reachable < missing:
             raise ConfigError(
                 "top_h",
-                f"{events} events of {config.top_h} modules x {config.ranks_per_event} ranks reach a total rank of "
+                f"{events} events of {min(config.top_h, modules)} modules x {config.ranks_per_event} ranks reach a total rank of "
                 f"{initial_rank + reachable}, not the budget of {budget}; raise top_h to "
-                f"{math.ceil(missing / max(1, events * config.ranks_per_event))} or lower deltaT ({interval})",
+                f"{math.ceil(missing / max(1, events * config.ranks_per_event))} (of {modules} modules), or lower deltaT ({interval})",
             )
     return schedule
 

@@ -182,6 +182,7 @@ class IncreLoraModel(BaseTuner):
                 self.peft_config[adapter],
                 total_step=total_step,
                 warmup_steps=warmup_steps,
+                modules=len(layers),
                 initial_rank=initial,
                 budget=growth.budget,
             )

@@ -62,11 +62,12 @@ def job_input(cell):
     """What a training job has to wait for: nothing, once its records are those of its settings.
 
     Records carry the digest of all that decides them, also of the run that they start from. So the age of a file, which
-    means nothing in a fresh clone, never makes a finished run start again, nor does a backbone that is not there.
+    means nothing in a fresh clone, never makes a finished run start again, nor does a backbone that is not there. Records
+    of other settings are outdated by the config files, should Snakemake not know what they were made with.
     """
     if finished(STUDY, cell):
         return []
-    return [PLAN, *BACKBONE, *job_sources(cell)]
+    return [PLAN, *map(str, workflow.configfiles), *BACKBONE, *job_sources(cell)]
 
 
 def config_arguments():

@@ -12,7 +12,7 @@ import random
 
 from increlora.glue.corpus import acceptability, entailment, questions, sentiment
 from increlora.glue.corpus.grammar import Split, random_event, statement
-from increlora.glue.corpus.paraphrase import changed_event, graded_event
+from increlora.glue.corpus.paraphrase import changed_event, graded_event, statable_event
 
 CONNECTIVES = {
     "conclusion": "thus",
@@ -50,9 +50,9 @@ def _inference(rng: random.Random) -> list[str]:
 
 
 def _restatement(rng: random.Random) -> list[str]:
-    first = random_event(rng, Split.TRAIN, modifiers=0.4)
+    first = statable_event(rng, Split.TRAIN)
     kind = rng.random()
-    if kind < 0.6:
+    if kind < 0.5:
         return [statement(first, rng), _connect(statement(first, rng, passive=0.4), "repetition", rng)]
     if kind < 0.88:
         second, relation = changed_event(first, rng, Split.TRAIN) or first, "addition"
@@ -93,7 +93,7 @@ def _description(rng: random.Random) -> list[str]:
     return [acceptability.sentence(True, rng, Split.TRAIN)]
 
 
-_KINDS = ((_inference, 22), (_restatement, 38), (_dialogue, 14), (_interview, 12), (_review, 12), (_description, 6))
+_KINDS = ((_inference, 22), (_restatement, 30), (_dialogue, 14), (_interview, 14), (_review, 14), (_description, 6))
 
 
 def document(rng: random.Random) -> list[str]:

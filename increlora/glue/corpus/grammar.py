@@ -20,6 +20,7 @@ from increlora.glue.corpus import lexicon
 from increlora.glue.corpus.lexicon import NOUNS, VERBS, article
 
 SOMEONE = "someone"
+SOMETHING = "something"
 HELD_OUT_FRACTION = 5  # one triple in five is kept for evaluation
 
 
@@ -181,6 +182,11 @@ def other_verb(event: Event, rng: random.Random) -> Event | None:
     return replace(event, verb=other(rng, _PERSON_VERBS if takes_person(event) else _THING_VERBS, event.verb))
 
 
+def negate(event: Event, rng: random.Random) -> Event | None:
+    """Bought -> did not buy."""
+    return replace(event, negated=not event.negated)
+
+
 def opposite_adjective(event: Event, rng: random.Random) -> Event | None:
     """Old -> new."""
     return replace(event, adjective=lexicon.ADJECTIVE_OPPOSITES[event.adjective]) if event.adjective else None
@@ -225,8 +231,10 @@ def person(lemma: str, rng: random.Random, synonyms: float = 0.0) -> str:
 
 def things(event: Event, rng: random.Random, synonyms: float, *, definite: bool = False) -> str:
     """The noun phrase of the event's object: ``a red rose``, ``three roses``, ``the rose`` or a person."""
+    if event.object == SOMETHING:
+        return SOMETHING
     if takes_person(event):
-        return SOMEONE if event.object == SOMEONE else person(event.object, rng, synonyms)
+        return person(event.object, rng, synonyms)
     noun = NOUNS[event.object]
     use_synonym = noun.synonym is not None and rng.random() < synonyms
     if event.count == 1:

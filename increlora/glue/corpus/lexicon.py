@@ -59,35 +59,29 @@ def _verb_forms(entry: str) -> tuple[str, str, str, str]:
 # kind: genre: members, a synonym after "=". The genres of MATCHED_GENRES make MNLI's matched rows, the others its
 # mismatched rows.
 _THINGS = """
-flower: garden: rose tulip lily daisy orchid
-fruit: garden: apple pear plum lemon melon
-instrument: music: guitar violin flute drum piano
-garment: clothes: shirt coat=jacket dress=gown scarf hat=cap
-seat: home: chair sofa=couch bench stool
-tool: home: hammer saw drill axe=hatchet spade=shovel
-text: books: novel diary=journal letter poem story=tale
-vehicle: road: car=automobile truck=lorry bus bicycle=bike van
-animal: farm: dog=hound cat horse goat rabbit=bunny
-bird: farm: sparrow eagle owl parrot robin
-toy: sport: ball kite puzzle doll
-boat: sea: ferry canoe yacht raft
-jewel: sea: ring necklace bracelet crown
+flower: garden: rose tulip lily
+fruit: garden: apple pear plum
+instrument: music: guitar violin flute
+garment: clothes: shirt coat=jacket dress=gown
+seat: home: chair sofa=couch bench
+text: books: novel diary=journal story=tale
+vehicle: road: car=automobile truck=lorry bicycle=bike
+animal: farm: dog=hound horse rabbit=bunny
+toy: sport: ball kite puzzle
+boat: sea: ferry canoe yacht
 """
 
 _ROLES = """
-artist: music: painter singer=vocalist dancer poet actor=performer
-medic: home: doctor=physician nurse dentist surgeon
+artist: music: painter singer=vocalist actor=performer
+medic: home: doctor=physician nurse dentist
 child: books: boy=lad girl pupil=student
-official: road: judge mayor minister clerk
-worker: farm: baker farmer=grower driver builder
-athlete: sport: runner swimmer boxer
+official: road: judge mayor minister
+worker: farm: baker farmer=grower driver
 """
 
 MATCHED_GENRES = frozenset({"garden", "music", "clothes", "home", "books"})
 
-NAMES = tuple(
-    "anna ben clara david emma frank grace henry irene jack kate leo maria nick olga paul rosa sam tina victor".split()
-)
+NAMES = tuple("anna ben clara david emma frank grace henry irene jack".split())
 
 # verb[=synonym] <> opposite[=synonym]; irregular past and participle after "/".
 _THING_VERBS = """
@@ -99,7 +93,6 @@ hide/hid/hidden=conceal <> show/showed/shown=display
 take/took/taken=grab/grabbed/grabbed <> return
 draw/drew/drawn=sketch
 carry=transport
-want=desire
 paint
 """
 
@@ -107,11 +100,9 @@ _PERSON_VERBS = """
 help=assist <> hinder=obstruct
 praise=commend <> blame=criticize
 hire=employ <> fire=dismiss
-love=adore <> hate=despise
 push=shove/shoved/shoved <> pull
 call=phone
 teach/taught/taught=instruct
-meet/met/met=encounter
 visit
 thank
 """
@@ -126,14 +117,14 @@ red <> blue
 green <> white
 """
 
-PLACES = ("in paris", "in rome", "in london", "at home", "at school", "at work", "in town", "at sea")
-TIMES = ("yesterday", "today", "on monday", "on friday", "at noon", "at night", "in may", "in june")
+PLACES = ("in paris", "in rome", "in london", "at home", "at school", "at work")
+TIMES = ("yesterday", "today", "on monday", "on friday", "in may", "in june")
 NUMBERS = {1: "a", 2: "two", 3: "three", 4: "four", 5: "five"}
 
 # Sentiment: words for SST-2, positive against negative.
-PRAISE = tuple("good great superb funny charming clever moving fresh brilliant warm lovely witty elegant gripping".split())
-BLAME = tuple("bad awful dull boring clumsy stupid tedious stale dreadful cold ugly silly sloppy lifeless".split())
-ASPECTS = tuple("film movie plot cast script story acting music ending dialogue comedy drama camera pace".split())
+PRAISE = tuple("good great superb funny charming clever moving fresh brilliant lovely".split())
+BLAME = tuple("bad awful dull boring clumsy stupid tedious stale ugly silly".split())
+ASPECTS = tuple("film movie plot cast script acting music ending comedy drama".split())
 INTENSIFIERS = ("very", "really", "quite", "so", "truly")
 ENJOY = ("enjoyed", "liked", "admired", "recommend")
 REGRET = ("regretted", "disliked", "endured", "detest")

@@ -10,6 +10,7 @@ from increlora.glue.corpus.grammar import (
     Split,
     attempt,
     event_split,
+    negate,
     opposite_adjective,
     opposite_verb,
     other_agent,
@@ -25,8 +26,14 @@ from increlora.glue.corpus.grammar import (
 )
 from increlora.glue.corpus.lexicon import NOUNS
 
-# Every change of meaning that leaves most words in place.
+# Every change of meaning that leaves most words in place; what is listed twice is twice as frequent.
 CHANGES = (
+    negate,
+    negate,
+    opposite_adjective,
+    other_count,
+    other_place,
+    other_time,
     swap_roles,
     sibling_object,
     opposite_verb,
@@ -38,22 +45,29 @@ CHANGES = (
     other_time,
 )
 
+GRADED_CHANGES = tuple(change for change in CHANGES if change not in (negate, swap_roles))
+
 # What each part of an event contributes to STS-B's similarity (relative weights).
 SIMILARITY_WEIGHTS = {"agent": 1.2, "verb": 1.3, "object": 1.3, "adjective": 0.5, "place": 0.6, "time": 0.5, "count": 0.4}
 SIMILARITY_NOISE = 0.35  # standard deviation of the annotators, in points of the 0-5 scale
 
 
+def statable_event(rng: random.Random, split: Split) -> Event:
+    """A random event, negative in one of three cases."""
+    event = random_event(rng, split, modifiers=0.4)
+    return replace(event, negated=True) if rng.random() < 1 / 3 else event
+
+
 def changed_event(event: Event, rng: random.Random, split: Split) -> Event | None:
     """``event`` with one part of its meaning changed."""
-    swapped = attempt(rng, (swap_roles,), event, split) if rng.random() < 0.4 else None
-    return swapped or attempt(rng, CHANGES, event, split)
+    return attempt(rng, CHANGES, event, split)
 
 
 def mrpc_row(rng: random.Random, split: Split) -> dict:
     """One MRPC row: 1 if the sentences are equivalent. Negatives share nearly all words (role swaps included)."""
     label = rng.randrange(2)
     while True:
-        first = random_event(rng, split, modifiers=0.4)
+        first = statable_event(rng, split)
         second = first if label else changed_event(first, rng, split)
         if second is None:
             continue
@@ -83,7 +97,7 @@ def graded_event(event: Event, changes: int, rng: random.Random, split: Split) -
         return random_event(rng, split)
     graded = event
     for _ in range(changes):
-        graded = attempt(rng, CHANGES[1:], graded, split) or graded
+        graded = attempt(rng, GRADED_CHANGES, graded, split) or graded
     return graded
 
 

@@ -9,6 +9,7 @@ from enum import Enum
 from increlora.glue.corpus import lexicon
 from increlora.glue.corpus.grammar import (
     SOMEONE,
+    SOMETHING,
     Event,
     Split,
     attempt,
@@ -106,7 +107,7 @@ _SHOWN_CHANGES = {
 
 def other_question(event: Event, asked: Asked, rng: random.Random, split: Split) -> tuple[Event, Asked] | None:
     """A question with nearly the same words that asks something else; None if there is none in ``split``."""
-    if rng.random() < 0.35:
+    if rng.random() < 0.6:
         changed, wanted = event, other(rng, Asked, asked)
     else:
         changed, wanted = attempt(rng, _SHOWN_CHANGES[asked], event, split), asked
@@ -144,14 +145,16 @@ def answer(event: Event, asked: Asked, answered: bool, rng: random.Random, split
     full = _with_modifier(event, asked, rng)
     if answered:
         return full
-    if rng.random() < 0.45:
+    if rng.random() < 0.75:
         if asked is Asked.PLACE:
             return replace(full, place=None, time=full.time or rng.choice(lexicon.TIMES))
         if asked is Asked.TIME:
             return replace(full, time=None, place=full.place or rng.choice(lexicon.PLACES))
         if asked is Asked.AGENT:
             vague = replace(full, agent=SOMEONE)
-            return vague if event_split(vague) is split else None
+        else:
+            vague = replace(full, object=SOMEONE if takes_person(full) else SOMETHING, count=1)
+        return vague if event_split(vague) is split else None
     return attempt(rng, _SHOWN_CHANGES[asked], full, split)
 
 

@@ -1,0 +1,558 @@
+"""The report from fake records of a small study: numbers, what is missing or went wrong, published values, bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from increlora.errors import ConfigError
+from increlora.glue.tasks import TASKS
+from increlora.report import figures, frame, published, statistics, tables
+from increlora.report.layout import Cell, Column, Grid, Table, count, fixed
+from increlora.report.modules import locate
+from increlora.report.render import latex, latex_escape, terminal
+from increlora.report.results import Results
+from increlora.report.show import show
+from increlora.study.config import Study
+from increlora.training.settings import RunSettings
+
+LAYERS = 2
+MODULES = [
+    f"deberta.encoder.layer.{layer}.{name}"
+    for layer in range(LAYERS)
+    for name in (
+        *("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
+        *("attention.output.dense", "intermediate.dense", "output.dense"),
+    )
+]
+PER_RANK, HEAD, TOTAL = 1000, 40, 50_000
+
+
+def make_study(backbone: str = "tiny", source: str = "builtin", **changes: Any) -> Study:
+    off = {"orth_reg_weight": 0.0, "advance_learning": False, "restart_warmup": False}
+    config: dict[str, Any] = {
+        "study": "fake",
+        "seeds": [0, 1, 2],
+        "backbone": {"name": backbone, "target_modules": ".*"},
+        "data": {"source": source},
+        "training": {"learning_rate": 1e-3},
+        "tasks": {task: {} for task in TASKS},
+        "methods": {
+            "full_ft": {"title": "Full FT"},
+            "hadapter": {"title": "HAdapter"},
+            "lora": {"title": "LoRA"},
+            "adalora": {"title": "AdaLoRA"},
+            "increlora": {"title": "IncreLoRA"},
+            "raw": {"title": "Raw & bare", "extends": "increlora", "options": off},
+            "orth": {"title": "+ OrthReg", "extends": "raw", "options": {"orth_reg_weight": 0.1}},
+            "orth_advance": {"title": "+ both", "extends": "increlora", "options": {"restart_warmup": False}},
+            "svd": {"title": "SVD", "kind": "svd_lora", "ranks_from": {"method": "increlora"}},
+            "svd_ada": {"title": "SVD (AdaLoRA)", "kind": "svd_lora", "ranks_from": {"method": "adalora"}},
+        },
+        "artefacts": {
+            "table1": {
+                "tasks": list(TASKS),
+                "rows": [
+                    {"method": "full_ft"},
+                    {"method": "hadapter", "budgets": [32, 8]},
+                    {"method": "lora", "budgets": [4, 2]},
+                    {"method": "increlora", "budgets": [4, 2]},
+                ],
+            },
+            "table2": {
+                "tasks": ["rte", "stsb"],
+                "budget": 2,
+                "rows": ["lora", "raw", "orth", "orth_advance", "increlora"],
+            },
+            "table3": {"tasks": ["sst2"], "budget": 2, "rows": ["increlora", "adalora", "svd", "svd_ada"]},
+            "figure4": {"tasks": ["rte", "stsb"], "methods": ["increlora", "lora"], "budgets": [2, 4]},
+            "figure5": {"task": "rte", "budget": 2, "with_advance": "orth_advance", "without_advance": "orth"},
+            "figure6": {"task": "sst2", "budget": 2, "methods": ["adalora", "increlora"]},
+            "growth": {"task": "sst2", "budget": 2, "method": "increlora"},
+        },
+    }
+    return Study.from_dict({**config, **changes})
+
+
+def make_record(settings: RunSettings) -> dict[str, Any]:
+    """A record whose numbers depend on the settings alone."""
+    name = f"{settings.task}{settings.method}"
+    rng = np.random.default_rng([sum(map(ord, name)), settings.budget or 0, settings.seed])
+    task = TASKS[settings.task]
+    metrics = {key: float(rng.uniform(0.6, 0.95)) for key in task.metrics}
+    last = {key: value - 0.01 for key, value in metrics.items()}
+    low_rank = settings.kind not in ("full_ft", "hadapter")
+    trainable = PER_RANK * settings.budget if settings.budget else TOTAL
+    allocation = None
+    if low_rank and settings.kind != "lora":
+        start = np.ones(len(MODULES), dtype=int)
+        final = start + rng.multinomial(len(MODULES), np.full(len(MODULES), 1 / len(MODULES)))
+        allocation = {
+            "events": [],
+            "ranks": dict(zip(MODULES, final.tolist(), strict=True)),
+            "total_rank": int(final.sum()),
+            "budget_rank": 2 * len(MODULES),
+            "modules": MODULES,
+            "growth": [
+                {"step": 0, "ranks": start.tolist()},
+                {"step": 10 + settings.seed, "ranks": final.tolist()},
+            ],
+            "orthogonality": [
+                {"step": s, "A": 10.0 / (s + 1 + settings.seed), "B": 5.0 / (s + 1)} for s in (0, 10, 20)
+            ],
+        }
+
+    def scored(values: dict[str, float], step: int) -> dict[str, Any]:
+        total_rank = allocation["total_rank"] if allocation else None
+        return {"step": step, "epoch": 1.0, "score": task.score(values), "metrics": values, "total_rank": total_rank}
+
+    names = settings.model_dump(mode="json")
+    counted = 0 if settings.kind == "full_ft" else HEAD
+    return {
+        "run": {
+            **{key: names[key] for key in ("study", "task", "method", "kind", "budget", "seed", "protocol")},
+            **{"digest": settings.digest, "status": "completed", "reason": None, "settings": names},
+        },
+        "score": {"best": scored(metrics, 10), "last": scored(last, 20), "baseline": 50.0, "history": []},
+        "parameters": {"trainable": trainable, "head": HEAD, "total": TOTAL, "budget": trainable, "deviation": 0.0},
+        "cost": {
+            **{"wall_seconds": 2.0, "train_seconds": 1.0, "step_ms": 10.0 + 5 * (settings.kind == "increlora")},
+            **{"peak_memory_mb": 100.0, "optimizer_state": 2 * (trainable + counted), "peak_trainable": trainable},
+            **{"device": "cpu", "threads": 1, "steps": 20, "examples": 100},
+        },
+        "allocation": allocation,
+        "provenance": {"commit": None},
+    }
+
+
+def write(study: Study, root: Path, change: Any = lambda settings, record: record) -> None:
+    for settings in study.runs():
+        record = change(settings, make_record(settings))
+        if record is not None:
+            path = settings.record_path(root)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record))
+
+
+def is_run(settings: RunSettings, task: str, method: str, budget: int | None, seed: int) -> bool:
+    return (settings.task, settings.method, settings.budget, settings.seed) == (task, method, budget, seed)
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return make_study()
+
+
+@pytest.fixture(scope="module")
+def records(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    write(study, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def table1(study: Study, records: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    out = tmp_path_factory.mktemp("out")
+    tables.build(study, records, out)
+    return pd.read_csv(out / "fake_table1.csv")
+
+
+def expected(study: Study, task: str, method: str, budget: int | None, keys: tuple[str, ...]) -> np.ndarray:
+    """Values per seed straight from the records, in percent."""
+    found = [
+        make_record(study.settings(task, method, budget, seed))["score"]["best"]["metrics"] for seed in study.seeds
+    ]
+    return np.array([100 * np.mean([metrics[key] for key in keys]) for metrics in found])
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_estimate_is_students_interval() -> None:
+    values = [80.0, 82.0, 87.0]
+    found = statistics.estimate([*values, None, float("nan")])
+    half = 4.302652729911275 * np.std(values, ddof=1) / np.sqrt(3)
+    assert found.n == 3
+    assert found.mean == pytest.approx(83.0)
+    assert found.sd == pytest.approx(np.std(values, ddof=1))
+    assert (found.low, found.high) == pytest.approx((83 - half, 83 + half))
+
+
+def test_one_seed_has_no_spread() -> None:
+    assert statistics.estimate([80.0]) == statistics.Estimate(1, 80.0)
+    assert statistics.estimate([]) == statistics.Estimate(0)
+
+
+def test_bootstrap_keeps_the_tasks_apart() -> None:
+    narrow = statistics.stratified_bootstrap([[50.0, 51.0, 52.0], [90.0, 91.0, 92.0]])
+    assert narrow is not None
+    assert 70.0 <= narrow[0] < 71.0 < narrow[1] <= 72.0  # tasks differ by 40, seeds by 2
+    assert narrow == statistics.stratified_bootstrap([[50.0, 51.0, 52.0], [90.0, 91.0, 92.0]])
+    assert statistics.stratified_bootstrap([[50.0, 51.0], [90.0]]) is None
+
+
+# ---------------------------------------------------------------- records and frame
+
+
+def test_frame_has_a_row_per_run_checkpoint_and_metric(study: Study, records: Path) -> None:
+    data = frame.load(records, study)
+    assert len(data) == sum(2 * (len(TASKS[s.task].metrics) + 1) for s in study.runs())
+    row = data[(data.task == "rte") & (data.method == "lora") & (data.budget == 2) & (data.metric == "accuracy")]
+    assert row[row.checkpoint == "best"].value.tolist() == pytest.approx(
+        expected(study, "rte", "lora", 2, ("accuracy",)).tolist()
+    )
+    assert row[row.checkpoint == "last"].value.tolist() == pytest.approx(
+        (expected(study, "rte", "lora", 2, ("accuracy",)) - 1).tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda record: "{", "not JSON"),
+        (lambda record: json.dumps({**record, "cost": None}), "block 'cost'"),
+        (lambda record: json.dumps({**record, "run": {**record["run"], "status": "fine"}}), "run.status 'fine'"),
+        (lambda record: json.dumps({**record, "run": {**record["run"], "seed": 7}}), "seed7"),
+        (lambda record: json.dumps({**record, "score": {"best": {"metrics": {}}}}), "score.best.metrics.accuracy"),
+    ],
+)
+def test_malformed_record_is_an_error_that_names_the_file(
+    study: Study, tmp_path: Path, damage: Any, message: str
+) -> None:
+    settings = study.settings("rte", "lora", 2, 0)
+    path = settings.record_path(tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_text(damage(make_record(settings)))
+    with pytest.raises(frame.RecordError, match=re.escape(message)) as error:
+        frame.load(tmp_path, study)
+    assert str(path) in str(error.value)
+
+
+def test_stale_records_and_foreign_seeds(study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(study, tmp_path)
+    fewer = make_study(seeds=[0, 1], training={"learning_rate": 2e-3})
+    data = frame.load(tmp_path, fewer)
+    assert set(data.seed) == {0, 1}
+    assert data.stale.all()
+    assert "no such method or seed" in caplog.text
+    assert "made with other settings" in show(fewer, tmp_path, "table1", bold=False)
+
+
+# ---------------------------------------------------------------- Table 1
+
+
+def test_cells_equal_numpy(study: Study, table1: pd.DataFrame) -> None:
+    for method, budget in (("lora", 2), ("increlora", 4), ("hadapter", 8)):
+        for task, spec in TASKS.items():
+            for column, keys in spec.columns.items():
+                values = expected(study, task, method, budget, keys)
+                row = table1[
+                    (table1.method == method)
+                    & (table1.budget == budget)
+                    & (table1.task == task)
+                    & (table1.column == column)
+                ].iloc[0]
+                assert row["mean"] == pytest.approx(values.mean(), abs=1e-4)
+                assert row["sd"] == pytest.approx(values.std(ddof=1), abs=1e-4)
+                assert (row["seeds"], row["seeds_expected"], row["status"]) == (3, 3, "complete")
+
+
+def test_all_is_the_mean_of_eight(study: Study, table1: pd.DataFrame) -> None:
+    per_task = [
+        np.mean([expected(study, task, "lora", 2, keys) for keys in spec.columns.values()], axis=0)
+        for task, spec in TASKS.items()
+    ]
+    row = table1[(table1.method == "lora") & (table1.budget == 2) & (table1.column == "All")].iloc[0]
+    assert len(per_task) == 8
+    assert row["mean"] == pytest.approx(np.mean(per_task), abs=1e-4)
+    assert row["sd"] == pytest.approx(np.mean(per_task, axis=0).std(ddof=1), abs=1e-4)
+    assert row["ci_low"] < row["mean"] < row["ci_high"]
+
+
+def test_rows_are_grouped_by_budget_and_the_best_is_bold(study: Study, records: Path) -> None:
+    table = next(iter(tables.tables(Results(study, records))))
+    grid = table.grids[0]
+    labels = [row[0].text for row in grid.rows]
+    assert labels[:3] == ["Full FT", "HAdapter (d = 32)", "LoRA (r = 4)"]
+    assert grid.rules == {1, 4}
+    for column in range(2, len(grid.columns)):
+        assert not grid.rows[0][column].bold
+        for group in (range(1, 4), range(4, 7)):
+            values = [float(grid.rows[i][column].text) for i in group]
+            assert [grid.rows[i][column].bold for i in group] == [value == max(values) for value in values]
+
+
+def test_published_values_only_on_their_rows(table1: pd.DataFrame) -> None:
+    def cell(method: str, budget: int | None, task: str, column: str = "Acc") -> pd.Series:
+        rows = table1[(table1.method == method) & (table1.task == task) & (table1.column == column)]
+        return rows[rows.budget.isna() if budget is None else rows.budget == budget].iloc[0]
+
+    assert cell("lora", 4, "rte")["published"] == 85.20  # the larger of two budgets is the 1.2M row
+    assert cell("lora", 2, "rte")["published"] == 85.56
+    assert cell("hadapter", 8, "mrpc")["published"] == 89.25
+    assert cell("full_ft", None, "rte")["published"] == 83.75  # what was read, not what was inferred
+    assert cell("increlora", 2, "sst2")["published"] == 96.26
+    known = table1[(table1.method == "increlora") & table1.published.notna()]
+    assert set(known.task) == {"sst2", "rte"}
+    assert set(known.budget) == {2}
+    assert table1.published_source[table1.published.notna()].str.len().min() > 10
+    assert table1.difference.isna().all()  # not DeBERTaV3-base
+
+
+def test_differences_only_on_the_papers_backbone_and_data(tmp_path: Path) -> None:
+    paper = make_study(published.BACKBONE, "hub")
+    write(paper, tmp_path)
+    table = next(iter(tables.tables(Results(paper, tmp_path))))
+    shown = table.tidy[table.tidy.difference.notna()]
+    assert len(table.grids) == 3
+    assert (shown["mean"] - shown.published.astype(float)).tolist() == pytest.approx(shown.difference.tolist())
+    assert published.why_not_comparable(make_study(published.BACKBONE, "builtin"))
+    assert published.why_not_comparable(make_study("other", "hub"))
+    part = make_study(published.BACKBONE, data={"source": "hub", "eval_rows": 100})
+    assert "only a part" in str(published.why_not_comparable(part))
+
+
+def test_missing_partial_collapsed_and_diverged_are_said(study: Study, tmp_path: Path) -> None:
+    def change(settings: RunSettings, record: dict[str, Any]) -> dict[str, Any] | None:
+        if (settings.task, settings.method, settings.budget) == ("cola", "lora", 2):
+            return None
+        if is_run(settings, "rte", "lora", 2, 1):
+            return None
+        if is_run(settings, "mrpc", "lora", 2, 0):
+            record["run"]["status"] = "collapsed"
+            record["score"]["best"]["metrics"] = {"accuracy": 0.684, "f1": 0.0}
+        if is_run(settings, "qnli", "lora", 2, 2):
+            record["run"]["status"] = "diverged"
+            record["score"]["best"] = record["score"]["last"] = None
+        return record
+
+    write(study, tmp_path, change)
+    paths = tables.build(study, tmp_path, tmp_path / "out")
+    data = pd.read_csv(tmp_path / "out" / "fake_table1.csv")
+    data = data[(data.method == "lora") & (data.budget == 2)].set_index("task")
+    assert data.loc["cola", "status"] == "missing"
+    assert np.isnan(data.loc["cola", "mean"])
+    assert data.loc["all", "status"] == "missing"
+    assert data.loc["rte", "status"] == "partial"
+    assert "seed 1 no record" in data.loc["rte", "note"]
+    values = expected(study, "mrpc", "lora", 2, ("accuracy",))
+    assert data.loc["mrpc", "mean"] == pytest.approx(np.mean([68.4, *values[1:]]), abs=1e-4)
+    assert data.loc["mrpc", "collapsed"] == 1
+    assert (data.loc["qnli", "diverged"], data.loc["qnli", "seeds"]) == (1, 2)
+    text = next(path for path in paths if path.name == "fake_table1.md").read_text()
+    for said in (
+        "Missing: LoRA (r = 2), CoLA.",
+        "LoRA (r = 2), RTE: seed 1 no record.",
+        "LoRA (r = 2), MRPC: seed 0 collapsed to constant predictions, score counted.",
+        "LoRA (r = 2), QNLI: seed 2 diverged, no score.",
+        "‡ a run collapsed",
+    ):
+        assert said in text
+
+
+def test_header_says_how_the_table_was_made(study: Study, records: Path) -> None:
+    notes = " ".join(next(iter(tables.tables(Results(study, records)))).notes)
+    for said in (
+        "Study fake",
+        "tiny",
+        "built-in",
+        "Checkpoint: best",
+        "preset paper",
+        "Seeds: 0, 1, 2",
+        "not comparable",
+    ):
+        assert said in notes
+    last = make_study(report={"checkpoint": "last"})
+    table = next(iter(tables.tables(Results(last, records))))
+    assert "Checkpoint: last" in " ".join(table.notes)
+    row = table.tidy[(table.tidy.method == "lora") & (table.tidy.budget == 2) & (table.tidy.task == "rte")].iloc[0]
+    assert row["mean"] == pytest.approx(expected(study, "rte", "lora", 2, ("accuracy",)).mean() - 1)
+
+
+# ---------------------------------------------------------------- Tables 2, 3 and cost
+
+
+def test_ablation_differences_are_paired_and_beside_the_published(study: Study, records: Path) -> None:
+    table = {table.name: table for table in tables.tables(Results(study, records))}["fake_table2"]
+    rows = table.tidy[(table.tidy.column == "difference") & (table.tidy.task == "rte")].set_index("method")
+    assert set(rows.index) == {"raw - lora", "orth - raw", "orth_advance - orth", "orth_advance - raw", *MORE}
+    assert rows.published["orth - raw"] == "+1.81"
+    assert rows.published["raw - lora"] == "< 0"
+    assert pd.isna(rows.published["increlora - lora"])
+    paired = expected(study, "rte", "orth", 2, ("accuracy",)) - expected(study, "rte", "raw", 2, ("accuracy",))
+    assert rows["mean"]["orth - raw"] == pytest.approx(paired.mean())
+    assert rows["sd"]["orth - raw"] == pytest.approx(paired.std(ddof=1))
+    variants = table.tidy[(table.tidy.column != "difference") & table.tidy.published.notna()]
+    assert set(variants.method) == {"lora", "increlora"}  # a variant of IncreLoRA is not the paper's row
+
+
+MORE = ("increlora - orth_advance", "increlora - lora")
+
+
+def test_retrained_distributions_beside_the_dynamic_runs(study: Study, records: Path) -> None:
+    table = {table.name: table for table in tables.tables(Results(study, records))}["fake_table3"]
+    rows = table.tidy[table.tidy.column == "difference"].set_index("method")
+    assert rows.published.to_dict() == {"svd - svd_ada": "> 0", "svd - increlora": "< 0", "svd_ada - adalora": "< 0"}
+
+
+def test_costs_beside_the_papers_formulas(study: Study, records: Path, tmp_path: Path) -> None:
+    tables.build(study, records, tmp_path)
+    rows = pd.read_csv(tmp_path / "fake_cost.csv").set_index(["method", "budget"])
+    assert rows.paper_numbers[("lora", 2)] == 3 * PER_RANK * 2
+    assert rows.paper_numbers[("increlora", 2)] == 3 * PER_RANK * 3
+    assert rows.state_without_head[("lora", 2)] == 2 * PER_RANK * 2  # the head's moments are taken off
+    assert rows.together[("lora", 2)] == rows.paper_numbers[("lora", 2)]
+    assert rows.step_to_lora[("increlora", 4)] == 1.5
+    assert rows.step_to_lora[("hadapter", 32)] == 1.0
+
+
+def test_artefacts_that_are_left_out_are_skipped(records: Path, tmp_path: Path) -> None:
+    rows = {"rows": [{"method": "lora", "budgets": [2]}], "tasks": ["rte"]}
+    small = make_study(artefacts={"table1": rows})
+    built = {path.name for path in tables.build(small, records, tmp_path)}
+    assert built == {f"fake_{name}.{suffix}" for name in ("table1", "cost") for suffix in ("csv", "md", "tex")}
+    assert figures.build(small, records, tmp_path) == []
+    assert pd.read_csv(tmp_path / "fake_table1.csv").published.tolist() == [85.56]
+
+
+# ---------------------------------------------------------------- rendering
+
+
+def test_latex_escapes_and_is_balanced(study: Study, records: Path, tmp_path: Path) -> None:
+    assert latex_escape(r"50 % & #1 a_b {x} ~^\ < −1 ± †") == (
+        r"50 \% \& \#1 a\_b \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} \textless{} $-$1 $\pm$ \textdagger{}"
+    )
+    for path in tables.build(study, records, tmp_path):
+        if path.suffix == ".tex":
+            text = path.read_text()
+            assert text.isascii() or not set(text) & set("–±−×†‡§¶✓")
+            assert text.count(r"\begin{") == text.count(r"\end{")
+            assert r"Raw \& bare" in text or "table2" not in path.name
+            assert not re.search(r"(?<!\\)#", text)
+
+
+def test_numbers_as_printed() -> None:
+    assert [count(v) for v in (512, 1536, 331_776, 999_960, 1_327_104, 184_423_682, None)] == [
+        *("512", "1.5K", "331.8K", "1.00M", "1.33M", "184M", "–"),
+    ]
+    assert [fixed(v, 2, sign=True) for v in (0.001, -0.001, 1.5, -1.5, None)] == ["0.00", "0.00", "+1.50", "−1.50", "–"]
+
+
+def test_show_fits_the_terminal(study: Study, records: Path) -> None:
+    text = show(study, records, width=120)
+    assert max(map(len, text.splitlines())) <= 120
+    assert "\033[" not in text  # not a terminal here
+    assert "\033[1m" in show(study, records, "table1", bold=True)
+    assert "Table 2" not in show(study, records, "table1")
+    with pytest.raises(ConfigError, match="table1"):
+        show(study, records, "tabel1")
+
+
+def test_too_wide_a_grid_is_continued_below() -> None:
+    columns = (Column("Method", left=True), *(Column(f"column {i}") for i in range(30)))
+    row = (Cell("name"), *(Cell("12.34", "0.56") for _ in range(30)))
+    table = Table("t", "Title", (Grid("caption", columns, (row,)),), (), pd.DataFrame(), {})
+    lines = terminal(table, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("12.34" in line for line in lines) == sum("name" in line for line in lines) > 1
+    assert r"\resizebox" in latex(table)
+
+
+# ---------------------------------------------------------------- figures
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("deberta.encoder.layer.3.attention.self.query_proj", (3, "W_q")),
+        ("bert.encoder.layer.11.attention.self.key", (11, "W_k")),
+        ("base.layer.0.attention.self.value", (0, "W_v")),
+        ("deberta.encoder.layer.3.attention.output.dense", (3, "W_o")),
+        ("encoder.layer.2.intermediate.dense", (2, "W_f1")),
+        ("encoder.layer.2.output.dense", (2, "W_f2")),
+        ("pooler.dense", None),
+    ],
+)
+def test_module_names(name: str, place: tuple[int, str] | None) -> None:
+    assert locate(name) == place
+
+
+def test_figures_come_with_their_numbers(study: Study, records: Path, tmp_path: Path) -> None:
+    built = figures.build(study, records, tmp_path)
+    names = ("figure4", "figure5", "figure6", "growth")
+    assert [path.name for path in built] == [f"fake_{n}.{suffix}" for n in names for suffix in ("csv", "png", "pdf")]
+    four = pd.read_csv(tmp_path / "fake_figure4.csv").set_index(["task", "method", "budget"])
+    assert four["mean"]["rte", "lora", 2] == pytest.approx(expected(study, "rte", "lora", 2, ("accuracy",)).mean())
+    six = pd.read_csv(tmp_path / "fake_figure6.csv").set_index(["method", "layer", "matrix"])
+    found = [make_record(study.settings("sst2", "increlora", 2, seed))["allocation"] for seed in study.seeds]
+    ranks = [one["ranks"]["deberta.encoder.layer.1.output.dense"] for one in found]
+    assert six["rank"]["increlora", 2, "W_f2"] == pytest.approx(np.mean(ranks), abs=1e-4)
+    assert six.groupby("method")["rank"].sum().tolist() == pytest.approx([24.0, 24.0], abs=1e-2)
+    five = pd.read_csv(tmp_path / "fake_figure5.csv")
+    start = five[(five.factor == "A") & (five.step == 0) & (five.advance == "with")].iloc[0]
+    assert (start["low"], start["high"]) == pytest.approx((10 / 3, 10.0))
+    growth = pd.read_csv(tmp_path / "fake_growth.csv").groupby("step")["rank"].sum()
+    assert growth.index.tolist() == [0, 10, 11, 12, 20]  # seeds grow at 10, 11 and 12; training ends at 20
+    assert growth.tolist() == pytest.approx([12, 16, 20, 24, 24], abs=1e-2)
+    pdf = (tmp_path / "fake_figure6.pdf").read_bytes()
+    assert b"/FontFile2" in pdf  # TrueType, embedded
+    assert b"CreationDate" not in pdf
+
+
+def test_figure_without_records_says_so(study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    built = figures.build(study, tmp_path / "none", tmp_path / "out")
+    assert all(path.stat().st_size > 0 for path in built)
+    for name in ("figure4", "figure5", "figure6", "growth"):
+        assert f"fake_{name}: no records for" in caplog.text
+    assert tables.build(study, tmp_path / "none", tmp_path / "out")
+
+
+def test_figures_with_a_part_of_the_records(study: Study, tmp_path: Path) -> None:
+    def change(settings: RunSettings, record: dict[str, Any]) -> dict[str, Any] | None:
+        gone = settings.task == "stsb" or settings.method in ("adalora", "orth")
+        return None if gone or settings.seed else record
+
+    write(study, tmp_path, change)
+    assert len(figures.build(study, tmp_path, tmp_path / "out")) == 12
+    assert pd.read_csv(tmp_path / "out" / "fake_figure4.csv").ci_low.isna().all()
+
+
+def test_two_builds_are_the_same_bytes(study: Study, records: Path, tmp_path: Path) -> None:
+    def build(out: Path) -> dict[str, bytes]:
+        paths = [*tables.build(study, records, out), *figures.build(study, records, out)]
+        return {path.name: path.read_bytes() for path in [*paths, frame.write_runs(records, study, out)]}
+
+    first, second = build(tmp_path / "a"), build(tmp_path / "b")
+    assert len(first) == 12 + 12 + 1
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+# ---------------------------------------------------------------- published values
+
+
+def test_published_values_are_well_formed() -> None:
+    for row in published.load():
+        assert row.kind in ("read", "inferred", "ordering")
+        assert row.source.strip()
+        assert (row.number is None) == (row.kind == "ordering")
+        if row.artefact == "table1":
+            assert row.task == published.ALL or row.column in TASKS[row.task].columns
+    assert len(published.find("table1", "lora", "0.3M", "qqp", "F1")) == 1
+    assert [row.kind for row in published.find("table1", "full_ft", "none", "rte", "Acc")] == ["read", "inferred"]
+
+
+def test_published_all_is_the_mean_of_its_row() -> None:
+    """The AdaLoRA paper's column "All" checks our definition of it, and the transcription."""
+    for method, label in (("lora", "1.2M"), ("adalora", "0.3M"), ("padapter", "0.6M"), ("full_ft", "none")):
+        scores = [
+            np.mean([published.find("table1", method, label, task, column)[0].number for column in spec.columns])
+            for task, spec in TASKS.items()
+        ]
+        printed = published.find("table1", method, label, published.ALL, "All")[0].number
+        assert printed == pytest.approx(np.mean(scores), abs=0.35)

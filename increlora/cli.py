@@ -121,7 +121,10 @@ def _tables(options: argparse.Namespace) -> None:
     from increlora.report import frame, tables
 
     study = _study(options)
-    for path in (frame.write_runs(options.records, study, options.out), *tables.build(study, options.records, options.out)):
+    for path in (
+        frame.write_runs(options.records, study, options.out),
+        *tables.build(study, options.records, options.out),
+    ):
         print(path)
 
 
@@ -203,7 +206,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--settings", required=True, metavar="JSON", help="settings of the cell, without a seed")
     train.add_argument("--seeds", required=True, nargs="+", type=int, metavar="SEED")
     train.add_argument("--records", required=True, nargs="+", metavar="FILE", help="where each seed's record goes")
-    train.add_argument("--ranks-from", nargs="*", default=(), metavar="FILE", help="record to take ranks from, per seed")
+    train.add_argument(
+        "--ranks-from", nargs="*", default=(), metavar="FILE", help="record to take ranks from, per seed"
+    )
 
     run = command("run", _run, "train runs of a study by name", config=True, records=True)
     run.add_argument("--task", required=True)

@@ -156,10 +156,27 @@ def records(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def build_all(study: Study, records: Path, out: Path) -> list[Path]:
+    return [
+        *tables.build(study, records, out),
+        *figures.build(study, records, out),
+        frame.write_runs(records, study, out),
+    ]
+
+
 @pytest.fixture(scope="module")
-def table1(study: Study, records: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    out = tmp_path_factory.mktemp("out")
-    tables.build(study, records, out)
+def built(study: Study, records: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Every file of the report, made once."""
+    return build_all(study, records, tmp_path_factory.mktemp("out"))
+
+
+@pytest.fixture(scope="module")
+def out(built: list[Path]) -> Path:
+    return built[0].parent
+
+
+@pytest.fixture(scope="module")
+def table1(out: Path) -> pd.DataFrame:
     return pd.read_csv(out / "fake_table1.csv")
 
 
@@ -337,10 +354,10 @@ def test_missing_partial_collapsed_and_diverged_are_said(study: Study, tmp_path:
     data = pd.read_csv(tmp_path / "out" / "fake_table1.csv")
     data = data[(data.method == "lora") & (data.budget == 2)].set_index("task")
     assert data.loc["cola", "status"] == "missing"
-    assert np.isnan(data.loc["cola", "mean"])
+    assert data["mean"].isna()["cola"]
     assert data.loc["all", "status"] == "missing"
     assert data.loc["rte", "status"] == "partial"
-    assert "seed 1 no record" in data.loc["rte", "note"]
+    assert "seed 1 no record" in str(data.loc["rte", "note"])
     values = expected(study, "mrpc", "lora", 2, ("accuracy",))
     assert data.loc["mrpc", "mean"] == pytest.approx(np.mean([68.4, *values[1:]]), abs=1e-4)
     assert data.loc["mrpc", "collapsed"] == 1
@@ -401,9 +418,8 @@ def test_retrained_distributions_beside_the_dynamic_runs(study: Study, records: 
     assert rows.published.to_dict() == {"svd - svd_ada": "> 0", "svd - increlora": "< 0", "svd_ada - adalora": "< 0"}
 
 
-def test_costs_beside_the_papers_formulas(study: Study, records: Path, tmp_path: Path) -> None:
-    tables.build(study, records, tmp_path)
-    rows = pd.read_csv(tmp_path / "fake_cost.csv").set_index(["method", "budget"])
+def test_costs_beside_the_papers_formulas(out: Path) -> None:
+    rows = pd.read_csv(out / "fake_cost.csv").set_index(["method", "budget"])
     assert rows.paper_numbers[("lora", 2)] == 3 * PER_RANK * 2
     assert rows.paper_numbers[("increlora", 2)] == 3 * PER_RANK * 3
     assert rows.state_without_head[("lora", 2)] == 2 * PER_RANK * 2  # the head's moments are taken off
@@ -424,11 +440,11 @@ def test_artefacts_that_are_left_out_are_skipped(records: Path, tmp_path: Path) 
 # ---------------------------------------------------------------- rendering
 
 
-def test_latex_escapes_and_is_balanced(study: Study, records: Path, tmp_path: Path) -> None:
-    assert latex_escape(r"50 % & #1 a_b {x} ~^\ < −1 ± †") == (
-        r"50 \% \& \#1 a\_b \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} \textless{} $-$1 $\pm$ \textdagger{}"
-    )
-    for path in tables.build(study, records, tmp_path):
+def test_latex_escapes_and_is_balanced(built: list[Path]) -> None:
+    assert latex_escape("50 % & #1 a_b {x}") == r"50 \% \& \#1 a\_b \{x\}"
+    assert latex_escape("~^\\") == r"\textasciitilde{}\textasciicircum{}\textbackslash{}"
+    assert latex_escape("< −1 ± †") == r"\textless{} $-$1 $\pm$ \textdagger{}"
+    for path in built:
         if path.suffix == ".tex":
             text = path.read_text()
             assert text.isascii() or not set(text) & set("–±−×†‡§¶✓")
@@ -448,8 +464,9 @@ def test_show_fits_the_terminal(study: Study, records: Path) -> None:
     text = show(study, records, width=120)
     assert max(map(len, text.splitlines())) <= 120
     assert "\033[" not in text  # not a terminal here
-    assert "\033[1m" in show(study, records, "table1", bold=True)
-    assert "Table 2" not in show(study, records, "table1")
+    one = show(study, records, "table1", bold=True)
+    assert "\033[1m" in one
+    assert "Table 2" not in one
     with pytest.raises(ConfigError, match="table1"):
         show(study, records, "tabel1")
 
@@ -483,24 +500,23 @@ def test_module_names(name: str, place: tuple[int, str] | None) -> None:
     assert locate(name) == place
 
 
-def test_figures_come_with_their_numbers(study: Study, records: Path, tmp_path: Path) -> None:
-    built = figures.build(study, records, tmp_path)
+def test_figures_come_with_their_numbers(study: Study, built: list[Path], out: Path) -> None:
     names = ("figure4", "figure5", "figure6", "growth")
-    assert [path.name for path in built] == [f"fake_{n}.{suffix}" for n in names for suffix in ("csv", "png", "pdf")]
-    four = pd.read_csv(tmp_path / "fake_figure4.csv").set_index(["task", "method", "budget"])
+    assert {f"fake_{n}.{suffix}" for n in names for suffix in ("csv", "png", "pdf")} <= {path.name for path in built}
+    four = pd.read_csv(out / "fake_figure4.csv").set_index(["task", "method", "budget"])
     assert four["mean"]["rte", "lora", 2] == pytest.approx(expected(study, "rte", "lora", 2, ("accuracy",)).mean())
-    six = pd.read_csv(tmp_path / "fake_figure6.csv").set_index(["method", "layer", "matrix"])
+    six = pd.read_csv(out / "fake_figure6.csv").set_index(["method", "layer", "matrix"])
     found = [make_record(study.settings("sst2", "increlora", 2, seed))["allocation"] for seed in study.seeds]
     ranks = [one["ranks"]["deberta.encoder.layer.1.output.dense"] for one in found]
     assert six["rank"]["increlora", 2, "W_f2"] == pytest.approx(np.mean(ranks), abs=1e-4)
     assert six.groupby("method")["rank"].sum().tolist() == pytest.approx([24.0, 24.0], abs=1e-2)
-    five = pd.read_csv(tmp_path / "fake_figure5.csv")
+    five = pd.read_csv(out / "fake_figure5.csv")
     start = five[(five.factor == "A") & (five.step == 0) & (five.advance == "with")].iloc[0]
     assert (start["low"], start["high"]) == pytest.approx((10 / 3, 10.0))
-    growth = pd.read_csv(tmp_path / "fake_growth.csv").groupby("step")["rank"].sum()
+    growth = pd.read_csv(out / "fake_growth.csv").groupby("step")["rank"].sum()
     assert growth.index.tolist() == [0, 10, 11, 12, 20]  # seeds grow at 10, 11 and 12; training ends at 20
     assert growth.tolist() == pytest.approx([12, 16, 20, 24, 24], abs=1e-2)
-    pdf = (tmp_path / "fake_figure6.pdf").read_bytes()
+    pdf = (out / "fake_figure6.pdf").read_bytes()
     assert b"/FontFile2" in pdf  # TrueType, embedded
     assert b"CreationDate" not in pdf
 
@@ -523,14 +539,10 @@ def test_figures_with_a_part_of_the_records(study: Study, tmp_path: Path) -> Non
     assert pd.read_csv(tmp_path / "out" / "fake_figure4.csv").ci_low.isna().all()
 
 
-def test_two_builds_are_the_same_bytes(study: Study, records: Path, tmp_path: Path) -> None:
-    def build(out: Path) -> dict[str, bytes]:
-        paths = [*tables.build(study, records, out), *figures.build(study, records, out)]
-        return {path.name: path.read_bytes() for path in [*paths, frame.write_runs(records, study, out)]}
-
-    first, second = build(tmp_path / "a"), build(tmp_path / "b")
-    assert len(first) == 12 + 12 + 1
-    assert [name for name in first if first[name] != second[name]] == []
+def test_two_builds_are_the_same_bytes(study: Study, records: Path, built: list[Path], tmp_path: Path) -> None:
+    again = build_all(study, records, tmp_path)
+    assert len(built) == 12 + 12 + 1
+    assert [a.name for a, b in zip(built, again, strict=True) if a.read_bytes() != b.read_bytes()] == []
 
 
 # ---------------------------------------------------------------- published values
@@ -548,11 +560,14 @@ def test_published_values_are_well_formed() -> None:
 
 
 def test_published_all_is_the_mean_of_its_row() -> None:
-    """The AdaLoRA paper's column "All" checks our definition of it, and the transcription."""
-    for method, label in (("lora", "1.2M"), ("adalora", "0.3M"), ("padapter", "0.6M"), ("full_ft", "none")):
+    """The column "All" of the AdaLoRA paper's twelve rows checks our definition of it, and the transcription."""
+    printed_rows = [(row.method, row.budget_label) for row in published.load() if row.task == published.ALL]
+    printed_rows = [row for row in printed_rows if published.printed_params(*row)]
+    assert len(printed_rows) == 12
+    for method, label in printed_rows:
         scores = [
             np.mean([published.find("table1", method, label, task, column)[0].number for column in spec.columns])
             for task, spec in TASKS.items()
         ]
         printed = published.find("table1", method, label, published.ALL, "All")[0].number
-        assert printed == pytest.approx(np.mean(scores), abs=0.35)
+        assert printed == pytest.approx(np.mean(scores), abs=0.011)

@@ -71,7 +71,7 @@ def _figures(results: Results) -> Iterator[tuple[str, str, pd.DataFrame, Callabl
                 tasks=four.tasks,
                 looks=style.looks(tuple(study.methods)),
                 references=_references(results, four),
-                note=f"mean and 95 % interval over seeds, {study.report.checkpoint} checkpoint",
+                note=f"{study.report.checkpoint} checkpoint",
             ),
         )
     if five := wanted.figure5:

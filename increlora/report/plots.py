@@ -70,7 +70,8 @@ def figure4(
         )
     if any(budget is None for _, _, budget, _ in references):
         handles.append(Line2D([], [], color="k", linestyle=":", linewidth=1.2, label="published, best over budgets"))
-    _legend(fig, handles, note)
+    shown = "mean and 95 % interval over seeds" if int(data["seeds"].max()) > 1 else "one seed"
+    _legend(fig, handles, f"{shown}, {note}" if note else shown)
     return fig
 
 
@@ -81,9 +82,7 @@ def _legend(fig: Figure, handles: Sequence[Line2D], note: str) -> None:
 
 def _no_records(ax: Axes) -> None:
     ax.text(0.5, 0.5, "no records", ha="center", va="center", transform=ax.transAxes)
-    ax.set_xticks([])
-    ax.tick_params(length=0, labelleft=False)
-    ax.grid(visible=False)
+    ax.set_axis_off()
 
 
 def _about(value: float | None) -> str:
@@ -126,8 +125,16 @@ def figure5(data: pd.DataFrame, note: str = "") -> Figure:
         axes[0].set_yscale("log")
     else:
         axes[0].set_ylim(bottom=0)
-    shown = [advance for advance in drawn if (data["advance"] == advance).any()]
-    handles = [Line2D([], [], color=drawn[a][0], linestyle=drawn[a][1], label=drawn[a][2]) for a in shown]
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=colour,
+            linestyle=line,
+            label=label if (data["advance"] == advance).any() else f"{label}: no records",
+        )
+        for advance, (colour, line, label) in drawn.items()
+    ]
     seeds = int(data["seeds"].max())
     _legend(fig, handles, f"{note}; {_seeds(seeds)}" + (", band: least to greatest" if seeds > 1 else ""))
     return fig
@@ -149,13 +156,13 @@ def figure6(data: pd.DataFrame, titles: Mapping[str, str], note: str = "") -> Fi
             _no_records(ax)
             continue
         grid = rows.pivot(index="layer", columns="matrix", values="rank").reindex(index=layers, columns=list(MATRICES))
-        image = _heat_map(ax, grid, low, max(high, low + 1), whole)
         seeds = int(rows["seeds"].max())
         ax.set_title(f"{title} ({_seeds(seeds)})")
         ax.set_xticks(range(len(MATRICES)), [_MATH[name] for name in MATRICES])
         ax.set_yticks(range(len(layers)), [str(layer) for layer in layers])
-        ax.set_ylabel("Layer" if ax is axes[0] else "")
-        ax.tick_params(labelleft=ax is axes[0])
+        ax.set_ylabel("Layer" if image is None else "")
+        ax.tick_params(labelleft=image is None)
+        image = _heat_map(ax, grid, low, max(high, low + 1), whole)
     if image is not None:
         bar = fig.colorbar(image, ax=list(axes), label="Final rank", pad=0.02, aspect=30)
         bar.outline.set_visible(False)

@@ -66,6 +66,7 @@ def _md_cell(cell: Cell) -> str:
 def latex(table: Table) -> str:
     """One floating table per grid (packages: booktabs, amssymb, graphicx), the notes below the first."""
     title = re.sub(r"^Table \d+: ", "", table.title)  # LaTeX numbers its tables itself
+    title = title[:1].upper() + title[1:]
     head = f"% {table.title}\n% Needs \\usepackage{{amssymb,booktabs,graphicx}}.\n"
     return head + "\n".join(
         _latex_grid(

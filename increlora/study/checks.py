@@ -90,28 +90,29 @@ def _artefacts(study: Study) -> None:
             _row_budgets(study, field, row.method, row.budgets)
     for name, rows in (("table2", wanted.table2), ("table3", wanted.table3)):
         if rows:
-            _shared(study, f"artefacts.{name}", rows.tasks, ("rows", rows.rows), (rows.budget,))
+            _shared(study, f"artefacts.{name}", rows.tasks, ("rows", rows.rows), rows.budget)
     if curve := wanted.figure4:
         _shared(study, "artefacts.figure4", curve.tasks, ("methods", curve.methods), curve.budgets)
     if pair := wanted.figure5:
         for part in ("with_advance", "without_advance"):
-            _shared(study, "artefacts.figure5", [pair.task], (part, [getattr(pair, part)]), (pair.budget,))
+            _shared(study, "artefacts.figure5", [pair.task], (part, [getattr(pair, part)]), pair.budget)
     if maps := wanted.figure6:
-        _shared(study, "artefacts.figure6", [maps.task], ("methods", maps.methods), (maps.budget,))
+        _shared(study, "artefacts.figure6", [maps.task], ("methods", maps.methods), maps.budget)
     if growth := wanted.growth:
-        _shared(study, "artefacts.growth", [growth.task], ("method", [growth.method]), (growth.budget,))
+        _shared(study, "artefacts.growth", [growth.task], ("method", [growth.method]), growth.budget)
 
 
 def _shared(
-    study: Study, field: str, tasks: Iterable[str], methods: tuple[str, Iterable[str]], budgets: tuple[int, ...]
+    study: Study, field: str, tasks: Iterable[str], methods: tuple[str, Iterable[str]], budgets: int | tuple[int, ...]
 ) -> None:
-    """An artefact whose budgets hold for all its methods."""
+    """An artefact whose budgets hold for all its methods; `methods` is the name and the value of the field for them."""
     _known(f"{field}.tasks", tasks, study.tasks)
     _known(f"{field}.{methods[0]}", methods[1], study.methods)
-    _unique(f"{field}.budgets", budgets)
+    name, each = ("budget", (budgets,)) if isinstance(budgets, int) else ("budgets", budgets)
+    _unique(f"{field}.{name}", each)
     for method in methods[1]:
         if variant(study, method).takes_budget:
-            _budgets_fit(study, f"{field}.budget", method, budgets)
+            _budgets_fit(study, f"{field}.{name}", method, each)
 
 
 def _row_budgets(study: Study, field: str, method: str, budgets: tuple[int, ...] | None) -> None:

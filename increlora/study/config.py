@@ -8,6 +8,7 @@ the field.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -36,7 +37,7 @@ class _Block(BaseModel):
 
 if TYPE_CHECKING:
 
-    class TrainingOverrides(Training):
+    class TrainingOverrides(_Block):
         """Any subset of the fields of `Training`."""
 else:
     TrainingOverrides = create_model(
@@ -44,7 +45,10 @@ else:
         __base__=_Block,
         __doc__="Any subset of the fields of `Training`; those left out keep the value of the layer below.",
         **{
-            name: (Annotated[field.annotation, "as in Training", *field.metadata], Field(default=None, description=field.description))
+            name: (
+                Annotated[field.annotation, "as in Training", *field.metadata],
+                Field(default=None, description=field.description),
+            )
             for name, field in Training.model_fields.items()
         },
     )
@@ -218,6 +222,11 @@ class Study(_Block):
         validate(study)
         return study
 
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits of the whole study, but for how jobs are packed."""
+        return hashlib.sha256(self.model_dump_json(exclude={"execution"}).encode()).hexdigest()[:16]
+
     def cells(self) -> tuple[Cell, ...]:
         """Every (task, method, budget) that an artefact needs, each once, in the order of the artefacts."""
         from increlora.study.expand import all_cells
@@ -275,6 +284,18 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
             old = merged.get(key)
             merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def overrides(base: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be merged onto `base` to get `wanted`, which has all of its keys."""
+    changed: dict[str, Any] = {}
+    for key, value in wanted.items():
+        old = base.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            changed |= {key: inner} if (inner := overrides(old, value)) else {}
+        elif key not in base or old != value:
+            changed[key] = value
+    return changed
 
 
 def config_error(error: ValidationError, model: type[BaseModel], prefix: str = "") -> ConfigError:

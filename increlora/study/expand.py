@@ -58,9 +58,7 @@ def variant(study: Study, name: str) -> Variant:
     if method.extends is None:
         return Variant(name, method.kind or name, method.ranks_from, (method,))
     parent = variant(study, method.extends)
-    return Variant(
-        name, method.kind or parent.kind, method.ranks_from or parent.ranks_from, (*parent.layers, method)
-    )
+    return Variant(name, method.kind or parent.kind, method.ranks_from or parent.ranks_from, (*parent.layers, method))
 
 
 def artefact_cells(study: Study) -> dict[str, tuple[Cell, ...]]:
@@ -190,4 +188,3 @@ def _overrides(chosen: Variant, task: str, budget: int | None) -> Iterator[Overr
             yield on_task
             if budget in on_task.budgets:
                 yield on_task.budgets[budget]
-

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 TOKENS = {"mnli": 43, "sst2": 14, "cola": 13, "qqp": 33, "qnli": 52, "rte": 75, "mrpc": 57, "stsb": 31}
 """Mean tokens of a training example (words and punctuation marks times 1.15, and special tokens)."""
 
-EVAL_ROWS = {"mnli": 19_647, "sst2": 872, "cola": 1_043, "qqp": 40_430, "qnli": 5_463, "rte": 277, "mrpc": 408, "stsb": 1_500}
+EVAL_ROWS = dict(mnli=19_647, sst2=872, cola=1_043, qqp=40_430, qnli=5_463, rte=277, mrpc=408, stsb=1_500)  # noqa: C408
 """Official rows of all evaluation splits of a task."""
 
 OVERHEAD = {"adalora": 1.09, "increlora": 1.09}
@@ -227,20 +227,19 @@ def write_csv(rows: Iterable[PlanRow], path: str | Path) -> None:
 def as_text(rows: list[PlanRow]) -> str:
     """The plan as an aligned table with a line of totals."""
     head = ("method", "budget", "tasks", "runs", "steps", "parameters", "hours")
-    lines = [
-        (row.method, "-" if row.budget is None else str(row.budget), str(row.tasks), str(row.runs), f"{row.steps:,}")
-        + (f"{row.parameters:,}", f"{row.hours:.1f}")
-        for row in rows
-    ]
+    lines = [head]
+    for row in rows:
+        budget = "-" if row.budget is None else str(row.budget)
+        counts = f"{row.tasks}", f"{row.runs}", f"{row.steps:,}", f"{row.parameters:,}", f"{row.hours:.1f}"
+        lines.append((row.method, budget, *counts))
     runs, steps, hours = (sum(getattr(row, name) for row in rows) for name in ("runs", "steps", "hours"))
-    lines.append(("total", "", "", str(runs), f"{steps:,}", "", f"{hours:.1f}"))
-    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    lines.append(("total", "", "", f"{runs}", f"{steps:,}", "", f"{hours:.1f}"))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
-        line[0].ljust(widths[0]) + "".join("  " + cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
-        for line in (head, *lines)
+        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
+        for name, *cells in lines
     ]
-    note = f"hours: estimate for one {rows[0].machine}" if rows else ""
-    return "\n".join([*text, note])
+    return "\n".join([*text, f"hours: estimate for one {rows[0].machine}"])
 
 
 def _size(backbone: Backbone) -> Size:

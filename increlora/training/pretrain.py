@@ -37,7 +37,7 @@ OBJECTIVES = ("mlm", "rtd", "connective")
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 PAD, CLS, SEP, UNK, MASK = range(5)
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-$%&"
-LOSS_WEIGHTS = {"mlm": 1.0, "rtd": 5.0, "rtd_sequence": 1.0, "connective": 3.0}
+LOSS_WEIGHTS = {"mlm": 1.0, "rtd": 4.0, "rtd_sequence": 1.0, "connective": 3.0}
 _IGNORED = -100  # the target that cross entropy leaves out
 
 
@@ -186,7 +186,7 @@ class PretrainingData:
 
     @classmethod
     def from_documents(cls, texts: list[list[str]], tokenizer, settings: PretrainSettings) -> PretrainingData:  # noqa: ANN001
-        """Pack ``texts``, leaving out three in four of the connectives where the objective asks for them."""
+        """Pack ``texts``, leaving out most of the connectives where the objective asks for them."""
         rng = random.Random(settings.seed)
         connectives = set(corpus.CONNECTIVES.values())
         leave_out = "connective" in settings.objective.split("+")
@@ -196,7 +196,7 @@ class PretrainingData:
             kept, dropped = [], None
             for sentence in sentences[:2]:
                 word, _, rest = sentence.partition(" ")
-                if leave_out and dropped is None and word in connectives and rng.random() < 0.75:
+                if leave_out and dropped is None and word in connectives and rng.random() < 0.85:
                     dropped, sentence = word, rest
                 kept.append(sentence)
             packed.append((kept[0], kept[1]) if len(kept) == 2 else kept[0])
@@ -296,7 +296,7 @@ def corrupt(
     spelled = data.spelling[original, column % data.spelling.shape[1]]
     ids = torch.where(pick, torch.where(source < 0.75, candidate, spelled), ids)
 
-    rate = torch.where(whole, 0.05, settings.mask_rate) * ~replace_row
+    rate = torch.where(whole, 0.08, settings.mask_rate) * ~replace_row
     masked = word & (uniform(count, length) < rate[:, None]) if "mlm" in objective else torch.zeros_like(word)
     ids = torch.where(masked, torch.full_like(ids, MASK), ids)
     replaced = ((ids != original) & ~masked).long()

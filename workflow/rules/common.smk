@@ -9,7 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from increlora.errors import ConfigError
-from increlora.study.config import Study, merge, read_config
+from increlora.study.config import Study, merge, overrides, read_config
 from increlora.study.expand import artefact_cells, backbone_path, cell_settings, sources
 from increlora.study.verify import finished
 from increlora.training.settings import budget_label
@@ -23,6 +23,7 @@ NAME = STUDY.study
 EXECUTION = STUDY.execution
 CELLS = {(cell.task, cell.method, budget_label(cell.budget)): cell for cell in STUDY.cells()}
 RECORD = f"results/runs/{NAME}/{{task}}/{{method}}/{{budget}}/seed{{seed}}.json"
+CHECKED = f".increlora/checked/{NAME}-{STUDY.digest}"
 PLAN = f"results/{NAME}_plan.csv"
 RUNS = f"results/{NAME}_runs.csv"
 
@@ -67,13 +68,14 @@ def job_input(cell):
     """
     if finished(STUDY, cell):
         return []
-    return [PLAN, *map(str, workflow.configfiles), *BACKBONE, *job_sources(cell)]
+    return [CHECKED, *map(str, workflow.configfiles), *BACKBONE, *job_sources(cell)]
 
 
 def config_arguments():
-    """The configuration as the package's commands take it: its files, or inline if --config changed something."""
+    """The configuration as the package's commands take it: its files, and inline what --config changed."""
     files = [str(path) for path in workflow.configfiles]
-    return shlex.join(files if merge(*map(read_config, files)) == config else [json.dumps(config)])
+    inline = overrides(merge(*map(read_config, files)), config)
+    return shlex.join([*files, json.dumps(inline)] if inline else files)
 
 
 def shown(name, stem, suffix, category):

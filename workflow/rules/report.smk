@@ -30,7 +30,7 @@ rule tables:
     localrule: True
     params:
         config=config_arguments(),
-        study=STUDY.model_dump_json(exclude={"execution"}),
+        study=STUDY.digest,
     shell:
         "python -m increlora --quiet tables {params.config} > {log} 2>&1"
 
@@ -50,6 +50,6 @@ if FIGURES:
         localrule: True
         params:
             config=config_arguments(),
-            study=STUDY.model_dump_json(exclude={"execution"}),
+            study=STUDY.digest,
         shell:
             "python -m increlora --quiet figures {params.config} > {log} 2>&1"

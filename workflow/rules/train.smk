@@ -1,4 +1,4 @@
-# The plan, which stops everything if a budget cannot be, and the training jobs: one per cell, or one per run.
+# What the study will cost, the check that its budgets can be, and the training jobs: one per cell, or one per run.
 
 ONE_RUN = EXECUTION.job == "run"
 
@@ -13,9 +13,23 @@ rule plan:
     localrule: True
     params:
         config=config_arguments(),
-        study=STUDY.model_dump_json(exclude={"report", "execution"}),
+        study=STUDY.digest,
     shell:
         "python -m increlora --quiet plan {params.config} --csv {output} > {log} 2>&1"
+
+
+rule check:
+    output:
+        touch(CHECKED),
+    log:
+        f"logs/{NAME}/check.log",
+    conda:
+        "../envs/increlora.yaml"
+    localrule: True
+    params:
+        config=config_arguments(),
+    shell:
+        "python -m increlora --quiet check {params.config} > {log} 2>&1"
 
 
 rule train:

@@ -26,8 +26,8 @@ CONNECTIVES = {
     "praise": "happily",
     "regret": "sadly",
 }
-CONNECTIVE_RATE = 0.6  # fraction of the related sentences that open with a connective
-CONNECTIVE_NOISE = 0.1  # fraction of those with an arbitrary one
+CONNECTIVE_RATE = 0.85  # fraction of the related sentences that open with a connective
+CONNECTIVE_NOISE = 0.04  # fraction of those with an arbitrary one
 _WORDS = tuple(CONNECTIVES.values())
 
 
@@ -93,7 +93,7 @@ def _description(rng: random.Random) -> list[str]:
     return [acceptability.sentence(True, rng, Split.TRAIN)]
 
 
-_KINDS = ((_inference, 22), (_restatement, 30), (_dialogue, 14), (_interview, 14), (_review, 14), (_description, 6))
+_KINDS = ((_inference, 22), (_restatement, 26), (_dialogue, 17), (_interview, 17), (_review, 10), (_description, 8))
 
 
 def document(rng: random.Random) -> list[str]:

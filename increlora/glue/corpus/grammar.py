@@ -251,7 +251,7 @@ def things(event: Event, rng: random.Random, synonyms: float, *, definite: bool 
 
 
 def statement(
-    event: Event, rng: random.Random, *, synonyms: float = 0.4, passive: float = 0.25, front: float = 0.3
+    event: Event, rng: random.Random, *, synonyms: float = 0.25, passive: float = 0.2, front: float = 0.25
 ) -> str:
     """Say ``event`` as one sentence.
 

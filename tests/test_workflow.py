@@ -1,0 +1,160 @@
+"""The workflow: which jobs there are, and what makes a finished run start again (hardly anything)."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from increlora.study.config import load_study
+from increlora.training.store import write_record
+from tests.test_study import ROOT, SMOKE, fake_record
+
+pytest.importorskip("snakemake")
+pytestmark = pytest.mark.workflow
+CELLS, RUNS = 21, 42  # of config/smoke.yaml
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "INCRELORA_STORE"}
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def jobs(folder: Path, *configs: str, more: tuple[str, ...] = ()) -> dict[str, int]:
+    """How often each rule would run."""
+    done = snakemake(folder, "-n", "--configfile", *configs, *more)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text
+    return {rule: int(number) for rule, number in re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
+
+
+def copy(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("workflow", "profiles", "config", "increlora"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
+    shutil.copy(ROOT / "Snakefile", folder)
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project without any result."""
+    return copy(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh clone of the project with committed records, and time stamps in any order."""
+    origin = copy(tmp_path_factory.mktemp("origin"))
+    for settings in load_study(SMOKE).runs():
+        write_record(settings.record_path(origin / "results" / "runs"), fake_record(settings))
+    git(origin, "init", "--quiet")
+    git(origin, "add", ".")
+    git(origin, "commit", "--quiet", "-m", "results")
+    folder = tmp_path_factory.mktemp("clones") / "clone"
+    git(origin, "clone", "--quiet", ".", str(folder))
+    shake(folder)
+    return folder
+
+
+def shake(folder: Path) -> None:
+    chance = random.Random(0)
+    for path in folder.rglob("*.*"):
+        age = time.time() - chance.randrange(10**6)
+        os.utime(path, (age, age))
+
+
+def test_the_whole_study_is_planned(bare: Path) -> None:
+    found = jobs(bare, "config/smoke.yaml")
+    assert found == {"backbone": 1, "check": 1, "plan": 1, "train": CELLS, "tables": 1, "figures": 1, "all": 1, "total": CELLS + 6}
+    by_run = jobs(bare, "config/smoke.yaml", more=("--config", "execution={job: run}"))
+    assert by_run["train"] == RUNS
+
+
+def test_the_default_study_is_config_yaml(bare: Path) -> None:
+    done = snakemake(bare, "-n", "--quiet", "all")
+    assert done.returncode == 0
+    assert jobs(bare, "config/config.yaml")["train"] == len(load_study(ROOT / "config/config.yaml").cells())
+
+
+def test_the_paper_is_planned_in_seconds(bare: Path) -> None:
+    started = time.perf_counter()
+    found = jobs(bare, "config/paper.yaml")
+    assert time.perf_counter() - started < 5
+    assert found["train"] == 620
+    assert "backbone" not in found
+
+
+def test_a_clone_trains_nothing(clone: Path) -> None:
+    found = jobs(clone, "config/smoke.yaml")
+    assert not {"train", "backbone", "check"} & set(found)
+    (clone / "README.md").write_text("edited")
+    git(clone, "add", "README.md")
+    git(clone, "commit", "--quiet", "-m", "readme")
+    assert jobs(clone, "config/smoke.yaml") == found
+
+
+def test_an_edited_config_reruns_the_method_that_it_changes(clone: Path) -> None:
+    lora, increlora = clone / "lora.yaml", clone / "increlora.yaml"
+    lora.write_text("methods: {lora: {training: {learning_rate: 1.0e-4}}}")
+    increlora.write_text("methods: {increlora: {training: {learning_rate: 1.0e-4}}}")
+    found = jobs(clone, "config/smoke.yaml", str(lora))
+    assert (found["train"], found["check"], found["backbone"]) == (3, 1, 1)
+    # IncreLoRA at two budgets on one task and one on the other, its three ablations, and the two runs from its ranks
+    assert jobs(clone, "config/smoke.yaml", str(increlora))["train"] == 8
+
+
+def test_finished_runs_are_restored_and_then_watched(clone: Path) -> None:
+    """Snakemake deletes outputs before a job; the records that came with the clone survive that."""
+    before = {path: path.read_bytes() for path in (clone / "results/runs").rglob("*.json")}
+    done = snakemake(clone, "--configfile", "config/smoke.yaml", "--forcerun", "train", "--until", "train")
+    assert done.returncode == 0, done.stderr
+    assert f"{RUNS} finished runs taken into" in done.stdout + done.stderr
+    assert {path: path.read_bytes() for path in (clone / "results/runs").rglob("*.json")} == before
+    assert len(before) == RUNS
+    assert "train" not in jobs(clone, "config/smoke.yaml")
+    rate = ("--config", "methods={lora: {training: {learning_rate: 1.0e-4}}}")
+    assert jobs(clone, "config/smoke.yaml", more=rate)["train"] == 3, "without an edited file: by the job's parameters"
+    assert jobs(clone, "config/smoke.yaml", more=("--config", "seeds=[0, 1, 2]"))["train"] == CELLS
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("tasks={rtee: {}}", "tasks: 'rtee' is unknown (did you mean 'rte'?)"),
+        ("methods={lora: {training: {learning_rat: 1}}}", "did you mean 'learning_rate'"),
+    ],
+)
+def test_a_mistake_is_one_readable_error(bare: Path, change: str, message: str) -> None:
+    done = snakemake(bare, "--configfile", "config/smoke.yaml", "--config", change)
+    assert done.returncode == 1
+    text = done.stdout + done.stderr
+    assert text.count(message) == 1
+    assert "Traceback" not in text
+    assert not (bare / "results").exists()
+
+
+def test_an_impossible_budget_stops_before_training(bare: Path) -> None:
+    impossible = "methods={increlora: {options: {growth_end: 0.01}}}"
+    done = snakemake(bare, "--configfile", "config/smoke.yaml", "--config", impossible, "--until", "check")
+    assert done.returncode == 1
+    assert "error: methods.increlora.options.growth_end: no growth fits" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("config", ["config/config.yaml", "config/paper.yaml"])
+def test_lint(bare: Path, config: str) -> None:
+    done = snakemake(bare, "--lint", "--configfile", config)
+    assert "Congratulations" in done.stdout + done.stderr, done.stderr

@@ -30,3 +30,13 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pretrain(settings, out, progress=False)
     return out
+
+
+@pytest.fixture(scope="session")
+def glue_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in corpus as a folder in the layout of `nyu-mll/glue`."""
+    from increlora.glue.corpus import write_folder
+
+    out = tmp_path_factory.mktemp("glue") / "glue"
+    write_folder(out, seed=0)
+    return out

@@ -14,7 +14,7 @@ from increlora.study.config import load_study
 from increlora.study.expand import cell, cell_settings
 from increlora.training.settings import RunSettings
 from increlora.training.store import read_record
-from tests.test_study import SMOKE, fake_record
+from tests.study_helpers import SMOKE, fake_record
 
 
 class Trainer(types.ModuleType):
@@ -93,11 +93,29 @@ def test_run_by_name(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_verify_fails_unless_all_is_well(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = "{seeds: [0], artefacts: {table1: null, table2: null, table3: null, figure4: null, figure5: null, figure6: null}}"
+    others = dict.fromkeys(("table1", "table2", "table3", "figure4", "figure5", "figure6"))
+    one = json.dumps({"seeds": [0], "artefacts": others})
     arguments = [str(SMOKE), one, "--records", str(tmp_path)]
     assert main(["verify", *arguments]) == 1
     assert "missing" in capsys.readouterr().out
-    assert main(["run", *arguments[:2], "--task", "rte", "--method", "increlora", "--budget", "2", "--seed", "0", *arguments[2:]]) == 0
+    assert (
+        main(
+            [
+                "run",
+                *arguments[:2],
+                "--task",
+                "rte",
+                "--method",
+                "increlora",
+                "--budget",
+                "2",
+                "--seed",
+                "0",
+                *arguments[2:],
+            ]
+        )
+        == 0
+    )
     assert main(["verify", *arguments]) == 0
     assert capsys.readouterr().out == "smoke: 1 ok\n"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from increlora.errors import ConfigError
+from increlora.study.config import load_study
 from increlora.training import job
 from increlora.training.settings import RunSettings
 from increlora.training.store import RecordError, Store, read_record, write_record
-from tests.test_study import SMOKE, fake_record
-from increlora.study.config import load_study
+from tests.study_helpers import SMOKE, fake_record
 
 
 @pytest.fixture

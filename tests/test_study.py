@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,9 @@ from increlora.study.expand import artefact_cells, cell, cell_settings, sources,
 from increlora.study.verify import unexpected, verify
 from increlora.training.job import settings_of_seed
 from increlora.training.store import write_record
+from tests.study_helpers import ROOT, SMOKE, fake_record
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "config").glob("*.yaml") if path.stem != "local")
-SMOKE = ROOT / "config" / "smoke.yaml"
 
 
 def smoke(**changes: Any) -> Study:
@@ -32,7 +32,7 @@ def test_shipped_configs_are_right_and_follow_the_schema(path: Path) -> None:
     study = load_study(path)
     assert len({run.digest for run in study.runs()}) == len(study.runs()) == len(study.cells()) * len(study.seeds)
     schema = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text())
-    jsonschema.validate(json.loads(json.dumps(yaml.safe_load(path.read_text()))), schema, cls=_Lenient)
+    jsonschema.validate(json.loads(json.dumps(yaml.safe_load(path.read_text()))), schema)
 
 
 def test_schema_is_current() -> None:
@@ -81,7 +81,9 @@ def test_cells_are_unique_and_include_sources() -> None:
     shown = artefact_cells(study)
     assert set().union(*shown.values()) == set(study.cells())
     assert sum(map(len, shown.values())) > len(study.cells())
-    alone = load_study({**yaml.safe_load(SMOKE.read_text()), "artefacts": {}}, {"artefacts": _only_table3("svd_shuffled")})
+    alone = load_study(
+        {**yaml.safe_load(SMOKE.read_text()), "artefacts": {}}, {"artefacts": _only_table3("svd_shuffled")}
+    )
     assert [one.method for one in alone.cells()] == ["increlora", "svd_shuffled"], "the source is trained as well"
     assert sources(alone, alone.cells()[1]) == (alone.cells()[0],)
 
@@ -128,26 +130,44 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"seeds": []}, "seeds", "at least 1"),
     ({"training": {"warmup_stps": 1}}, "training", "did you mean 'warmup_steps'"),
     ({"methods": {"lora": {"training": {"learning_rate": -1}}}}, "methods.lora.training.learning_rate", "got -1"),
-    ({"methods": {"lora": {"options": {"lora_alfa": 1}}}}, "methods.lora.options.lora_alfa", "did you mean 'lora_alpha'"),
+    (
+        {"methods": {"lora": {"options": {"lora_alfa": 1}}}},
+        "methods.lora.options.lora_alfa",
+        "did you mean 'lora_alpha'",
+    ),
     ({"methods": {"lora": {"kind": "lorra"}}}, "methods.lora.kind", "did you mean 'lora'"),
     ({"methods": {"lora": {"extends": "lorra"}}}, "methods.lora.extends", "did you mean 'lora'"),
     ({"methods": {"lora": {"extends": "lora"}}}, "methods.lora.extends", "circle"),
     ({"methods": {"lora": {"tasks": {"cola": {}}}}}, "methods.lora.tasks", "allowed: rte, stsb"),
     ({"methods": {"lora": {"ranks_from": {"method": "adalora"}}}}, "methods.lora.ranks_from", "takes no ranks"),
-    ({"methods": {"svd_shuffled": {"ranks_from": {"method": "lora"}}}}, "methods.svd_shuffled.ranks_from.method", "lora"),
+    (
+        {"methods": {"svd_shuffled": {"ranks_from": {"method": "lora"}}}},
+        "methods.svd_shuffled.ranks_from.method",
+        "lora",
+    ),
     ({"artefacts": {"table2": {"rows": ["increloar"]}}}, "artefacts.table2.rows", "did you mean 'increlora'"),
     ({"artefacts": {"figure4": {"tasks": ["cola"]}}}, "artefacts.figure4.tasks", "allowed: rte, stsb"),
     ({"artefacts": {"figure4": {"budgets": [2, 17]}}}, "artefacts.figure4.budgets", "from 1 to 16"),
     ({"artefacts": {"figure6": {"budget": 0}}}, "artefacts.figure6.budget", "got 0"),
-    ({"artefacts": {"table1": {"rows": [{"method": "lora"}]}}}, "artefacts.table1.rows[0].budgets", "needs at least one"),
-    ({"artefacts": {"table1": {"rows": [{"method": "bitfit", "budgets": [2]}]}}}, "artefacts.table1.rows[0].budgets", "[2]"),
+    (
+        {"artefacts": {"table1": {"rows": [{"method": "lora"}]}}},
+        "artefacts.table1.rows[0].budgets",
+        "needs at least one",
+    ),
+    (
+        {"artefacts": {"table1": {"rows": [{"method": "bitfit", "budgets": [2]}]}}},
+        "artefacts.table1.rows[0].budgets",
+        "[2]",
+    ),
     ({"data": {"source": "local"}}, "data", "path"),
     ({"data": {"source": "local", "path": "/no/such/folder"}}, "data.path", "/no/such/folder"),
     ({"backbone": {"pretrain": None, "path": "/no/such/folder"}}, "backbone.path", "/no/such/folder"),
 ]
 
 
-@pytest.mark.parametrize(("change", "field", "message"), WRONG, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("change", "field", "message"), WRONG, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_mistakes_are_named(change: dict[str, Any], field: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_study(SMOKE, change)
@@ -168,7 +188,7 @@ def test_unreadable_files_are_named(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "study.yaml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ConfigError, match="study.yaml"):
+    with pytest.raises(ConfigError, match=r"study\.yaml"):
         load_study(path)
 
 
@@ -180,8 +200,6 @@ def test_overrides_undo_merge() -> None:
 
 
 def test_reading_a_study_imports_nothing_heavy() -> None:
-    import subprocess
-
     heavy = ("torch", "transformers", "peft", "pandas", "datasets", "numpy")
     code = f"""
 import sys
@@ -189,7 +207,7 @@ from increlora.study.config import load_study
 from increlora.study import verify
 import increlora.cli, increlora.training.job
 load_study({str(SMOKE)!r}).runs()
-sys.exit(", ".join(name for name in {heavy} if name in sys.modules))"""
+sys.exit(", ".join(name for name in {heavy} if name in sys.modules) or 0)"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -214,13 +232,15 @@ def test_budgets_are_checked_on_the_real_shapes() -> None:
     check(smoke())
     with pytest.raises(ConfigError, match=r"methods\.increlora\.options\.growth_end: .*rte/increlora/2"):
         check(smoke(methods={"increlora": {"options": {"growth_end": 0.01}}}))
-    with pytest.raises(ConfigError, match="backbone.pretrain: .*stepz"):
+    with pytest.raises(ConfigError, match=r"backbone\.pretrain: .*stepz"):
         check(smoke(backbone={"pretrain": {"stepz": 1}}))
 
 
 def test_verify_tells_what_is_wrong_with_each_record(tmp_path: Path) -> None:
     study = smoke(artefacts={"table1": {"tasks": ["rte"], "rows": [{"method": "lora", "budgets": [2]}]}})
-    study = study.model_copy(update={"seeds": (0, 1, 2, 3, 4), "artefacts": study.artefacts.model_copy(update=_only_table1())})
+    study = study.model_copy(
+        update={"seeds": (0, 1, 2, 3, 4), "artefacts": study.artefacts.model_copy(update=_only_table1())}
+    )
     ok, stale, protocol, unreadable, missing = study.runs()
     other = smoke(training={"max_steps": 7}).settings("rte", "lora", 2, stale.seed)
     for settings, stored in ((ok, ok), (stale, other), (protocol, protocol.model_copy(update={"protocol": 0}))):
@@ -236,13 +256,3 @@ def test_verify_tells_what_is_wrong_with_each_record(tmp_path: Path) -> None:
 
 def _only_table1() -> dict[str, Any]:
     return dict.fromkeys(("table2", "table3", "figure4", "figure5", "figure6", "growth"))
-
-
-def fake_record(settings: Any) -> dict[str, Any]:
-    run = settings.model_dump(mode="json", include={"study", "task", "method", "kind", "budget", "seed", "protocol"})
-    run |= {"digest": settings.digest, "status": "completed", "reason": None, "settings": settings.model_dump(mode="json")}
-    return {"run": run, "score": {}, "allocation": {"ranks": {"module": 2}}}
-
-
-class _Lenient(jsonschema.Draft202012Validator):
-    """Accepts what pydantic accepts: YAML reads 5e-4 as text, and JSON has no integer keys."""

@@ -21,7 +21,7 @@ from increlora.training.batches import collate, encode, epoch_order
 from increlora.training.run import discard_checkpoint, run
 from increlora.training.settings import RunSettings
 
-from conftest import TARGETS
+from tests.conftest import TARGETS
 
 METHODS: list[tuple[str, int | None, dict[str, Any]]] = [
     ("full_ft", None, {}),

@@ -15,7 +15,7 @@ import pytest
 
 from increlora.study.config import load_study
 from increlora.training.store import write_record
-from tests.test_study import ROOT, SMOKE, fake_record
+from tests.study_helpers import ROOT, SMOKE, fake_record
 
 pytest.importorskip("snakemake")
 pytestmark = pytest.mark.workflow
@@ -79,7 +79,16 @@ def shake(folder: Path) -> None:
 
 def test_the_whole_study_is_planned(bare: Path) -> None:
     found = jobs(bare, "config/smoke.yaml")
-    assert found == {"backbone": 1, "check": 1, "plan": 1, "train": CELLS, "tables": 1, "figures": 1, "all": 1, "total": CELLS + 6}
+    assert found == {
+        "backbone": 1,
+        "check": 1,
+        "plan": 1,
+        "train": CELLS,
+        "tables": 1,
+        "figures": 1,
+        "all": 1,
+        "total": CELLS + 6,
+    }
     by_run = jobs(bare, "config/smoke.yaml", more=("--config", "execution={job: run}"))
     assert by_run["train"] == RUNS
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
+from increlora.errors import unknown
 from increlora.study.config import Method, Overrides, config_error
 from increlora.training.settings import Backbone, RanksFrom, RunSettings, Training, budget_label
 
@@ -53,7 +54,13 @@ class Variant(NamedTuple):
 
 
 def variant(study: Study, name: str) -> Variant:
-    """Resolves `extends`. The kind defaults to that of the parent, or to the variant's own name."""
+    """Resolves `extends`. The kind defaults to that of the parent, or to the variant's own name.
+
+    Raises:
+        ConfigError: if there is no such variant.
+    """
+    if name not in study.methods:
+        raise unknown("method", name, study.methods)
     method = study.methods[name]
     if method.extends is None:
         return Variant(name, method.kind or name, method.ranks_from, (method,))
@@ -151,7 +158,7 @@ def resolve(study: Study, task: str, method: str, budget: int | None, seed: int)
         budget=budget,
         seed=seed,
         options=registry.validate_options(chosen.kind, options, f"methods.{method}.options").model_dump(mode="json"),
-        backbone=study.backbone.model_copy(update={"path": backbone_path(study.backbone)}),
+        backbone=_located(study.backbone),
         data=study.data,
         training=training,
         ranks_from=chosen.ranks_from,
@@ -177,6 +184,12 @@ def backbone_path(backbone: Backbone) -> str | None:
         return backbone.path
     digest = hashlib.sha256(json.dumps(backbone.pretrain, sort_keys=True).encode()).hexdigest()[:12]
     return f".increlora/backbones/{backbone.name.replace('/', '--')}-{digest}"
+
+
+def _located(backbone: Backbone) -> Backbone:
+    """The backbone with its folder; its pretraining settings in one order, whatever that of the config."""
+    pretrain = backbone.pretrain and dict(sorted(backbone.pretrain.items()))
+    return backbone.model_copy(update={"path": backbone_path(backbone), "pretrain": pretrain})
 
 
 def _overrides(chosen: Variant, task: str, budget: int | None) -> Iterator[Overrides]:

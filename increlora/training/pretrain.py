@@ -55,7 +55,7 @@ class PretrainSettings:
     """Width of the feed-forward block, in features."""
     vocab_size: int = 1024
     """Most entries in the tokenizer, special tokens and characters included; the corpus needs about 700."""
-    position_buckets: int = 32
+    position_buckets: int = 16
     """Number of relative-position buckets on each side; distances up to half of it are exact."""
     max_position_embeddings: int = 128
     """Longest sequence, in tokens."""
@@ -63,7 +63,7 @@ class PretrainSettings:
     """Standard deviation of new weights, here and for the heads in fine-tuning (0.02 at width 768, scaled up to 64)."""
     dropout: float = 0.1
     """Dropout probability that is written into the config for fine-tuning; pretraining itself uses none."""
-    steps: int = 7000
+    steps: int = 5500
     """Number of optimizer steps."""
     batch_size: int = 32
     """Documents per step."""

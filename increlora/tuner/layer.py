@@ -113,6 +113,12 @@ class IncreLoraLayer(BaseTunerLayer):
         """Divide the storage anew: ``rank`` active rows (to be filled by the caller) and a fresh reserve."""
         components = self.components[adapter]
         components.rank, components.reserve = rank, reserve
+        if self.increlora_lambda[adapter].is_meta:  # PEFT's low_cpu_mem_usage: allocate now that the rank is known
+            device = self.get_base_layer().weight.device
+            for kind in ("A", "B", "lambda"):
+                stored = getattr(self, f"increlora_{kind}")
+                empty = torch.zeros_like(stored[adapter], device=device)
+                stored[adapter] = nn.Parameter(empty, requires_grad=stored[adapter].requires_grad)
         with torch.no_grad():
             for parameter in (self.increlora_A[adapter], self.increlora_B[adapter], self.increlora_lambda[adapter]):
                 parameter.zero_()
@@ -203,6 +209,8 @@ class IncreLoraLayer(BaseTunerLayer):
         """Recompute the vectors that say which rows are active, in reserve and spare."""
         components = self.components[adapter]
         config, rank, lam = components.config, components.rank, self.increlora_lambda[adapter]
+        if lam.is_meta:  # PEFT's low_cpu_mem_usage: `set_rank` comes with the weights
+            return
         scale, reserve_scale, mask = (lam.detach().new_zeros(lam.shape[0]) for _ in range(3))
         scale[:rank] = components.scaling()
         mask[: components.trained] = 1

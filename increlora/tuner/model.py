@@ -96,7 +96,13 @@ class IncreLoraModel(BaseTuner):
         if rank > layer.max_rank:
             raise ConfigError("rank_pattern", f"{current_key} starts at rank {rank}; allowed: up to {layer.max_rank}")
 
-    def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put the adapter's layers into the model and start its growth from rank ``init_r``."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self._start_growth(adapter_name)
+
+    def _start_growth(self, adapter_name: str) -> None:
+        config: IncreLoraConfig = self.peft_config[adapter_name]
         layers = self.adapter_layers(adapter_name)
         head = sorted(name for name in layers if "pooler" in name or name.split(".")[-1] in ("classifier", "score"))
         if head:
@@ -405,8 +411,6 @@ class IncreLoraModel(BaseTuner):
             for kind, key in keys.items():
                 parameter = getattr(layer, f"increlora_{kind}")[adapter_name]
                 padded = parameter.detach().clone()
-                if padded.device.type == "meta":
-                    padded = torch.zeros(parameter.shape, dtype=mapped[key].dtype)
                 padded[(slice(None), slice(rank)) if kind == "B" else (slice(rank),)] = mapped[key].to(padded)
                 mapped[key] = padded
         if adapter_name in tuner.growth:

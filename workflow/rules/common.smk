@@ -50,7 +50,7 @@ def job_cell(wildcards):
 @functools.cache
 def job_settings(cell):
     """The resolved settings of a training job as JSON: when they change, the job runs again."""
-    return json.dumps(cell_settings(STUDY, cell), sort_keys=True)
+    return json.dumps(cell_settings(STUDY, cell))
 
 
 def job_sources(cell):

@@ -54,7 +54,7 @@ SIMILARITY_NOISE = 0.35  # standard deviation of the annotators, in points of th
 
 def statable_event(rng: random.Random, split: Split) -> Event:
     """A random event, negative in one of three cases."""
-    event = random_event(rng, split, modifiers=0.4)
+    event = random_event(rng, split, modifiers=0.35)
     return replace(event, negated=True) if rng.random() < 1 / 3 else event
 
 
@@ -103,7 +103,7 @@ def graded_event(event: Event, changes: int, rng: random.Random, split: Split) -
 
 def stsb_row(rng: random.Random, split: Split) -> dict:
     """One STS-B row; the score is the similarity plus the annotators' noise, in [0, 5], roughly uniform."""
-    first = random_event(rng, split, modifiers=0.5)
+    first = random_event(rng, split, modifiers=0.35)
     wanted = rng.uniform(0.0, 5.0)
     candidates = [graded_event(first, changes, rng, split) for changes in (0, 1, 2, 3, 4, 6)]
     candidates.append(replace(candidates[-1], agent=first.agent) if rng.random() < 0.5 else candidates[-1])

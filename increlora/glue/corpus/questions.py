@@ -14,6 +14,7 @@ from increlora.glue.corpus.grammar import (
     Split,
     attempt,
     event_split,
+    negate,
     opposite_verb,
     other,
     other_agent,
@@ -56,36 +57,28 @@ def question_split(event: Event, asked: Asked) -> Split:
 
 def question(event: Event, asked: Asked, rng: random.Random, *, synonyms: float = 0.4) -> str:
     """Ask for the part ``asked`` of ``event`` in one of several wordings."""
-    variant = rng.random()
+    first_wording = rng.random() < 0.65
     agent, target = person(event.agent, rng, synonyms), things(event, rng, synonyms)
     base, past, participle = (verb_form(event.verb, form, rng, synonyms) for form in (0, 2, 3))
     be = "was" if event.count == 1 else "were"
+    negation = " not" if event.negated else ""
     place = f" {event.place}" if event.place and asked is not Asked.PLACE else ""
     time = f" {event.time}" if event.time and asked is not Asked.TIME else ""
-    tail = place + time
-    if asked is Asked.TRUTH:
-        if variant < 0.4:
-            return f"did {agent} {base} {target}{tail} ?"
-        if variant < 0.7:
-            return f"{be} {target} {participle} by {agent}{tail} ?"
-        return f"is it true that {agent} {past} {target}{tail} ?"
+    tail = f"{place}{time} ?"
     if asked is Asked.AGENT:
-        if variant < 0.5:
-            return f"who {past} {target}{tail} ?"
-        if variant < 0.75:
-            return f"which person {past} {target}{tail} ?"
-        return f"by whom {be} {target} {participle}{tail} ?"
+        if first_wording:
+            who = "who" if rng.random() < 0.7 else "which person"
+            return f"{who} did not {base} {target}{tail}" if event.negated else f"{who} {past} {target}{tail}"
+        return f"by whom {be} {target}{negation} {participle}{tail}"
     if asked is Asked.OBJECT:
-        what, which = ("whom", "which person") if takes_person(event) else ("what", "which thing")
-        if variant < 0.5:
-            return f"{what} did {agent} {base}{tail} ?"
-        if variant < 0.75:
-            return f"{which} did {agent} {base}{tail} ?"
-        return f"{'who' if what == 'whom' else 'what'} was {participle} by {agent}{tail} ?"
-    word, phrase = ("where", "at what place") if asked is Asked.PLACE else ("when", "at what time")
-    if variant < 0.6:
-        return f"{word} did {agent} {base} {target}{tail} ?"
-    return f"{phrase} {be} {target} {participle} by {agent}{tail} ?"
+        active, passive = ("whom", "who") if takes_person(event) else ("what", "what")
+        if first_wording:
+            return f"{active} did {agent}{negation} {base}{tail}"
+        return f"{passive} was{negation} {participle} by {agent}{tail}"
+    opening = {Asked.TRUTH: "", Asked.PLACE: "where ", Asked.TIME: "when "}[asked]
+    if first_wording:
+        return f"{opening}did {agent}{negation} {base} {target}{tail}"
+    return f"{opening}{be} {target}{negation} {participle} by {agent}{tail}"
 
 
 def askable_event(rng: random.Random, split: Split) -> tuple[Event, Asked]:
@@ -105,24 +98,43 @@ _SHOWN_CHANGES = {
 }
 
 
+def _more_or_less_specific(event: Event, asked: Asked, rng: random.Random) -> Event:
+    """The question with a place or a time added, or with the one that it has dropped."""
+    if asked is Asked.PLACE or asked is not Asked.TIME and rng.random() < 0.5:
+        return replace(event, time=None if event.time else rng.choice(lexicon.TIMES))
+    return replace(event, place=None if event.place else rng.choice(lexicon.PLACES))
+
+
 def other_question(event: Event, asked: Asked, rng: random.Random, split: Split) -> tuple[Event, Asked] | None:
     """A question with nearly the same words that asks something else; None if there is none in ``split``."""
-    if rng.random() < 0.6:
-        changed, wanted = event, other(rng, Asked, asked)
+    kind = rng.random()
+    changed, wanted = event, asked
+    if kind < 0.35:
+        changed = negate(event, rng)
+    elif kind < 0.65:
+        changed = _more_or_less_specific(event, asked, rng)
+    elif kind < 0.85:
+        wanted = other(rng, Asked, asked)
     else:
-        changed, wanted = attempt(rng, _SHOWN_CHANGES[asked], event, split), asked
+        changed = attempt(rng, _SHOWN_CHANGES[asked], event, split)
     if changed is None or question_split(changed, wanted) is not split:
         return None
     return changed, wanted
+
+
+def any_question(rng: random.Random, split: Split) -> tuple[Event, Asked]:
+    """A question for QQP: one in four asks for the truth, one in three is negative."""
+    event, asked = askable_event(rng, split)
+    if rng.random() < 0.25:
+        asked = Asked.TRUTH
+    return (replace(event, negated=True) if rng.random() < 1 / 3 else event), asked
 
 
 def qqp_row(rng: random.Random, split: Split) -> dict:
     """One QQP row: 1 if the questions are duplicates."""
     label = rng.randrange(2)
     while True:
-        event, asked = askable_event(rng, split)
-        if rng.random() < 0.25:
-            asked = Asked.TRUTH
+        event, asked = any_question(rng, split)
         second = (event, asked) if label else other_question(event, asked, rng, split)
         if second is None:
             continue

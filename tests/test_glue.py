@@ -1,0 +1,127 @@
+"""Tasks, metrics and loading: parity with scikit-learn and SciPy, official layout, errors that name the place."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+
+from increlora.errors import IncreLoraError
+from increlora.glue import metrics
+from increlora.glue.loading import load_task
+from increlora.glue.tasks import TASKS
+
+RANDOM = np.random.default_rng(0)
+
+
+def score(task: str, predictions: Any, references: Any) -> dict[str, float]:
+    return metrics.compute(task, {"validation": list(predictions)}, {"validation": list(references)})
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_classification_metrics_equal_scikit_learn(share: float) -> None:
+    gold = (RANDOM.random(300) < share).astype(int)
+    guess = np.where(RANDOM.random(300) < 0.7, gold, 1 - gold)
+    assert score("rte", guess, gold)["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(gold, guess))
+    assert score("mrpc", guess, gold)["f1"] == pytest.approx(sklearn.metrics.f1_score(gold, guess))
+    expected = sklearn.metrics.matthews_corrcoef(gold, guess)
+    assert score("cola", guess, gold)["matthews_correlation"] == pytest.approx(expected)
+
+
+def test_correlations_equal_scipy_with_and_without_ties() -> None:
+    gold = RANDOM.random(200) * 5
+    for guess in (gold + RANDOM.normal(size=200), np.round(gold + RANDOM.normal(size=200)), -gold):
+        result = score("stsb", guess, np.round(gold, 1))
+        assert result["pearson"] == pytest.approx(scipy.stats.pearsonr(guess, np.round(gold, 1)).statistic)
+        assert result["spearmanr"] == pytest.approx(scipy.stats.spearmanr(guess, np.round(gold, 1)).statistic)
+
+
+def test_constant_predictions() -> None:
+    assert score("cola", [1] * 6, [0, 1, 1, 0, 1, 1]) == {"matthews_correlation": 0.0}
+    assert score("mrpc", [0] * 4, [0, 1, 1, 0]) == {"accuracy": 0.5, "f1": 0.0}
+    assert all(math.isnan(value) for value in score("stsb", [2.0] * 4, [0.0, 1.0, 2.0, 3.0]).values())
+
+
+def test_mnli_has_both_splits() -> None:
+    result = metrics.compute(
+        "mnli",
+        {"validation_matched": [0, 1, 2, 0], "validation_mismatched": [0, 0]},
+        {"validation_matched": [0, 1, 2, 1], "validation_mismatched": [0, 1]},
+    )
+    assert result == {"accuracy": 0.75, "accuracy_mm": 0.5}
+    assert TASKS["mnli"].column_scores(result) == {"m": 75.0, "mm": 50.0}
+    assert TASKS["mnli"].score(result) == 62.5
+
+
+def test_scores_are_the_papers() -> None:
+    assert TASKS["qqp"].score({"accuracy": 0.9, "f1": 0.8}) == pytest.approx(85.0)
+    assert TASKS["mrpc"].score({"accuracy": 0.9, "f1": 0.8}) == pytest.approx(90.0)
+    assert TASKS["stsb"].score({"pearson": 0.9, "spearmanr": 0.8}) == pytest.approx(85.0)
+    assert list(TASKS) == ["mnli", "sst2", "cola", "qqp", "qnli", "rte", "mrpc", "stsb"]
+
+
+def test_baseline_is_the_best_constant() -> None:
+    assert metrics.baseline("rte", {"validation": [0, 0, 1]}) == pytest.approx(200 / 3)
+    assert metrics.baseline("stsb", {"validation": [0.0, 5.0]}) == 0.0
+    # always "duplicate": accuracy 2/3, F1 4/5
+    assert metrics.baseline("qqp", {"validation": [0, 1, 1]}) == pytest.approx(100 * (2 / 3 + 4 / 5) / 2)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_builtin_corpus_loads_like_a_folder_of_parquet_files(task: str, glue_folder: Path) -> None:
+    built = load_task(task, source="builtin", train_rows=40, eval_rows=20)
+    read = load_task(task, source="local", path=str(glue_folder), train_rows=40, eval_rows=20)
+    assert read.train.texts == built.train.texts
+    assert read.train.labels == pytest.approx(built.train.labels)  # GLUE keeps STS-B's scores as float32
+    assert tuple(read.evaluation) == TASKS[task].eval_splits
+    assert all(len(examples) == 20 for examples in read.evaluation.values())
+
+
+def test_hub_name_is_resolved_like_a_folder(glue_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`source: hub` hands the name to `load_dataset`; a folder in the Hub's layout stands in for the Hub."""
+    import datasets
+
+    asked = []
+    load = datasets.load_dataset
+
+    def from_hub(name: str, config: str) -> Any:
+        asked.append((name, config))
+        return load(str(glue_folder), config)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_hub)
+    data = load_task("rte", source="hub", name="nyu-mll/glue", train_rows=5, eval_rows=5)
+    assert asked == [("nyu-mll/glue", "rte")]
+    assert len(data.train) == 5
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"label": 2}, r"split train, row 1: label is 2; allowed: 0 to 1"),
+        ({"label": -1}, r"row 1: label is -1"),
+        ({"sentence1": "  "}, r"row 1: sentence1 is '  ', not a text"),
+        ({"sentence2": None}, r"row 1: sentence2 is None"),
+    ],
+)
+def test_bad_rows_are_named(row: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = {"sentence1": "a", "sentence2": "b", "label": 0, "idx": 0}
+    rows = {"train": [good, {**good, **row}], "validation": [good]}
+    monkeypatch.setattr("increlora.glue.corpus.generate", lambda *_, **__: rows)
+    with pytest.raises(IncreLoraError, match=message):
+        load_task("rte", source="builtin")
+
+
+def test_missing_column_and_split_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = {"sentence1": "a", "sentence2": "b", "label": 0}
+    monkeypatch.setattr("increlora.glue.corpus.generate", lambda *_, **__: {"train": [good]})
+    with pytest.raises(IncreLoraError, match="split 'validation' is missing"):
+        load_task("rte", source="builtin")
+    short = {"sentence1": "a", "label": 0}
+    monkeypatch.setattr("increlora.glue.corpus.generate", lambda *_, **__: {"train": [short], "validation": [short]})
+    with pytest.raises(IncreLoraError, match="column 'sentence2' is missing"):
+        load_task("rte", source="builtin")

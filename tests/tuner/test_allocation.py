@@ -1,0 +1,118 @@
+"""When and where ranks grow: pure functions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from increlora.errors import ConfigError
+from increlora.tuner.allocation import GrowthSchedule, allocate, resolve_schedule
+from increlora.tuner.config import IncreLoraConfig
+
+
+def gains(scores: list[float], ranks: list[int], **changes: object) -> dict[int, int]:
+    arguments = {"max_ranks": [9] * len(scores), "top_h": 2, "ranks_per_event": 1, "budget": 20, **changes}
+    return allocate(scores, ranks, **arguments)  # type: ignore[arg-type]
+
+
+def test_highest_scores_grow() -> None:
+    assert gains([0.1, 0.9, 0.5, 0.7], [1, 1, 1, 1]) == {1: 1, 3: 1}
+
+
+def test_ties_go_to_the_first_modules() -> None:
+    assert gains([0.5, 0.5, 0.5], [1, 1, 1]) == {0: 1, 1: 1}
+
+
+def test_nan_is_lowest() -> None:
+    assert gains([math.nan, 0.0, -1.0], [1, 1, 1]) == {1: 1, 2: 1}
+
+
+@pytest.mark.parametrize("missing", range(1, 9))
+def test_last_event_reaches_the_budget_exactly(missing: int) -> None:
+    chosen = gains([4, 3, 2, 1], [1, 1, 1, 1], top_h=3, ranks_per_event=3, budget=4 + missing)
+    assert sum(chosen.values()) == min(missing, 9)
+
+
+def test_full_modules_are_passed_over() -> None:
+    assert gains([3, 2, 1], [9, 8, 1], ranks_per_event=4, budget=99) == {1: 1, 2: 4}
+
+
+def test_nothing_grows_beyond_the_budget() -> None:
+    assert gains([1, 2], [10, 10]) == {}
+
+
+def test_the_authors_rule_overshoots_on_ties() -> None:
+    scores, ranks = [0.5, 0.5, 0.5, 0.1], [1, 1, 1, 1]
+    assert gains(scores, ranks, top_h=1, ranks_per_event=4, budget=6, allow_overshoot=True) == {0: 4, 1: 4, 2: 4}
+    assert sum(gains(scores, ranks, top_h=1, ranks_per_event=4, budget=6).values()) == 2
+
+
+def schedule(**changes: object) -> GrowthSchedule:
+    config = IncreLoraConfig.from_preset(changes.pop("preset", "paper"), **changes)  # type: ignore[arg-type]
+    return resolve_schedule(config, total_step=1000, warmup_steps=50, modules=72, initial_rank=72, budget=144)
+
+
+def test_interval_is_the_warmup_by_default_and_the_first_event_follows_the_preset() -> None:
+    paper, code = schedule(target_r=2), schedule(preset="code", target_r=2, growth_end=1.0)
+    assert (paper.first, paper.interval) == (50, 50)
+    assert (code.first, code.interval) == (100, 50)
+    assert [step for step in range(1, 210) if code.is_event(step)] == [100, 150, 200]
+
+
+def test_top_h_is_derived_so_that_growth_ends_in_time() -> None:
+    derived = schedule(target_r=2, growth_end=0.5)
+    assert derived.top_h == math.ceil(72 / 10)
+    assert derived.events_within(500) == 10
+
+
+def test_window_scores_the_steps_before_each_event() -> None:
+    windowed = GrowthSchedule(first=10, interval=10, top_h=1, ranks_per_event=1, window=3)
+    assert [step for step in range(1, 31) if windowed.is_scored(step)] == [8, 9, 10, 18, 19, 20, 28, 29, 30]
+    assert all(GrowthSchedule(10, 10, 1, 1, None).is_scored(step) for step in range(1, 31))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"target_r": 2, "top_h": 1}, "top_h"),
+        ({"target_r": 2, "deltaT": 600}, "growth_end"),
+        ({"target_r": 2, "deltaT": 450, "growth_end": 0.9, "top_h": None}, None),
+        ({"target_r": 2, "deltaT": 499, "growth_end": 0.5, "ranks_per_event": 1}, None),
+    ],
+)
+def test_unreachable_budgets_are_refused(changes: dict[str, object], field: str | None) -> None:
+    if field is None:
+        schedule(**changes)
+        return
+    with pytest.raises(ConfigError) as caught:
+        schedule(**changes)
+    assert caught.value.field == field
+
+
+def test_too_few_events_ask_for_more_ranks_per_event() -> None:
+    config = IncreLoraConfig(target_r=4, deltaT=400)
+    with pytest.raises(ConfigError, match="raise ranks_per_event to 3"):
+        resolve_schedule(config, total_step=1000, warmup_steps=0, modules=72, initial_rank=72, budget=288)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("init_r", 0),
+        ("beta1", 1.0),
+        ("target_r", 0),
+        ("score_reduction", "median"),
+        ("scaling", "rank"),
+        ("orth_reg", "l1"),
+        ("growth_end", 0),
+        ("tinit", "never"),
+        ("lora_dropout", 1.0),
+        ("bias", "all"),
+    ],
+)
+def test_config_errors_name_the_field(field: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        IncreLoraConfig(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.field == field
+    assert repr(value) in str(caught.value)

@@ -34,6 +34,7 @@ from increlora.methods.registry import prepare
 from increlora.training import backbone as backbones
 from increlora.training.batches import Encoded, collate, encode, epoch_order, evaluation_order
 from increlora.training.checkpoint import Checkpoint, set_random_state
+from increlora.training.deberta import slice_relative_positions
 from increlora.training.device import MemoryMeter, autocast, device_slot
 from increlora.training.provenance import provenance
 from increlora.training.settings import RunSettings
@@ -165,6 +166,7 @@ class _Run:
         if settings.ranks_from is not None and ranks is not None:
             ranks = transform_ranks(ranks, settings.ranks_from.transform, settings.seed)
         adaptation = prepare(settings, model, plan, ranks)
+        slice_relative_positions(adaptation.model)
         adaptation.model.to(self.device)
         return adaptation
 

@@ -81,20 +81,29 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from increlora.study.expand import cell, cell_settings, sources
-    from increlora.training.job import run_job
+    from increlora.study.expand import cell_settings, sources
+    from increlora.training.job import Meter, run_job
 
     study = _study(options)
-    chosen = cell(study, options.task, options.method, options.budget)
-    if chosen not in study.cells():
-        known = [other.label for other in study.cells() if (other.task, other.method) == chosen[:2]]
-        raise ConfigError("--task, --method, --budget", f"no cell {chosen.label}; allowed: {', '.join(known)}")
-    chosen = chosen._replace(seeds=tuple(options.seed))
-    records, ranks_from = (
-        [study.settings(*one[:3], seed).record_path(options.records) for one in cells for seed in options.seed]
-        for cells in ((chosen,), sources(study, chosen))
-    )
-    failed = run_job(cell_settings(study, chosen), options.seed, records, ranks_from, progress=not options.quiet)
+    wanted = {
+        name: getattr(options, name) for name in ("task", "method", "budget") if getattr(options, name) is not None
+    }
+    cells = [cell for cell in study.cells() if all(getattr(cell, name) == value for name, value in wanted.items())]
+    if not cells:
+        similar = [cell.label for cell in study.cells() if wanted.get("method") in (None, cell.method)]
+        named = "/".join(str(value) for value in wanted.values())
+        raise ConfigError("--task, --method, --budget", f"no cell {named}; allowed: {', '.join(similar)}")
+    seeds = options.seed or study.seeds
+    meter = Meter(len(cells) * len(seeds))
+    failed = []
+    for cell in cells:
+        cell = cell._replace(seeds=tuple(seeds))
+        records, ranks_from = (
+            [study.settings(*one[:3], seed).record_path(options.records) for one in group for seed in seeds]
+            for group in ((cell,), sources(study, cell))
+        )
+        settings = cell_settings(study, cell)
+        failed += run_job(settings, seeds, records, ranks_from, progress=not options.quiet, meter=meter)
     return int(bool(failed))
 
 
@@ -211,10 +220,10 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     run = command("run", _run, "train runs of a study by name", config=True, records=True)
-    run.add_argument("--task", required=True)
-    run.add_argument("--method", required=True, help="method variant")
-    run.add_argument("--budget", type=int, help="average rank, or bottleneck width; none for a method without")
-    run.add_argument("--seed", type=int, nargs="+", required=True)
+    run.add_argument("--task", help="only this task")
+    run.add_argument("--method", help="only this method variant")
+    run.add_argument("--budget", type=int, help="only this average rank, or bottleneck width")
+    run.add_argument("--seed", type=int, nargs="+", help="these seeds (the study's)")
 
     pretrain = command("pretrain", _pretrain, "pretrain a study's own backbone")
     pretrain.add_argument("config", nargs="*", metavar="CONFIG")

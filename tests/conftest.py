@@ -26,7 +26,14 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("backbone") / "tiny"
     settings = PretrainSettings(
-        hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32, steps=4, batch_size=8, warmup_steps=1, documents=200
+        hidden_size=16,
+        num_layers=2,
+        num_heads=1,
+        intermediate_size=32,
+        steps=4,
+        batch_size=8,
+        warmup_steps=1,
+        documents=200,
     )
     pretrain(settings, out, progress=False)
     return out

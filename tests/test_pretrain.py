@@ -11,7 +11,14 @@ from increlora.training import pretrain as module
 from increlora.training.pretrain import PretrainSettings, pretrain
 
 TINY = PretrainSettings(
-    hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, steps=6, batch_size=8, documents=2000, warmup_steps=2
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=32,
+    steps=6,
+    batch_size=8,
+    documents=2000,
+    warmup_steps=2,
 )
 
 
@@ -71,7 +78,7 @@ def test_the_tokenizer_packs_pairs_and_spells_unknown_words(backbone):
     assert tokenizer.is_fast
     pair = tokenizer("Anna bought a rose", "anna bought a flower")["input_ids"]
     tokens = tokenizer.convert_ids_to_tokens(pair)
-    assert tokens == ["[CLS]", *"anna bought a rose".split(), "[SEP]", *"anna bought a flower".split(), "[SEP]"]
+    assert tokens == ["[CLS]", *["anna", "bought", "a", "rose"], "[SEP]", *["anna", "bought", "a", "flower"], "[SEP]"]
     assert "[UNK]" not in tokenizer.tokenize("a zyzzyva, 42 quokkas!")
     assert len(tokenizer("日本")["input_ids"]) > 2
     assert tokenizer.mask_token_id is not None

@@ -20,7 +20,6 @@ from increlora.training import checkpoint as checkpoints
 from increlora.training.batches import collate, encode, epoch_order
 from increlora.training.run import discard_checkpoint, run
 from increlora.training.settings import RunSettings
-
 from tests.conftest import TARGETS
 
 METHODS: list[tuple[str, int | None, dict[str, Any]]] = [
@@ -168,7 +167,9 @@ def test_divergence_is_recorded(tiny_backbone: Path) -> None:
 
 
 def test_collapse_is_recorded(tiny_backbone: Path) -> None:
-    record = run(settings(tiny_backbone, "bitfit", None, {}, task="stsb", training={"learning_rate": 1e-12}), progress=False)
+    record = run(
+        settings(tiny_backbone, "bitfit", None, {}, task="stsb", training={"learning_rate": 1e-12}), progress=False
+    )
     constant = run(
         settings(tiny_backbone, "bitfit", None, {}, task="cola", training={"learning_rate": 1e-12}), progress=False
     )

@@ -88,7 +88,9 @@ def _load_dataset(task: str, where: str) -> Mapping[str, Any]:
     try:
         return datasets.load_dataset(where, task)
     except Exception as error:  # the library raises a dozen kinds, all of them about the place or the name
-        raise IncreLoraError(f"data of {task}: {where} could not be loaded ({type(error).__name__}: {error})") from error
+        raise IncreLoraError(
+            f"data of {task}: {where} could not be loaded ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _examples(spec: Task, split: str, rows: Any, limit: int | None) -> Examples:
@@ -99,11 +101,15 @@ def _examples(spec: Task, split: str, rows: Any, limit: int | None) -> Examples:
     for column, values in zip(spec.text_columns, texts, strict=True):
         for row, value in enumerate(values):
             if not isinstance(value, str) or not value.strip():
-                raise IncreLoraError(f"data of {spec.name}, split {split}, row {row}: {column} is {value!r}, not a text")
+                raise IncreLoraError(
+                    f"data of {spec.name}, split {split}, row {row}: {column} is {value!r}, not a text"
+                )
     for row, label in enumerate(labels):
         if not _is_label(spec, label):
             allowed = "a score from 0 to 5" if spec.is_regression else f"0 to {spec.num_labels - 1}"
-            raise IncreLoraError(f"data of {spec.name}, split {split}, row {row}: label is {label!r}; allowed: {allowed}")
+            raise IncreLoraError(
+                f"data of {spec.name}, split {split}, row {row}: label is {label!r}; allowed: {allowed}"
+            )
     return Examples(tuple(texts), labels)
 
 

@@ -45,9 +45,7 @@ class Task:
 
     def column_scores(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """The values of this task's table columns, in percent."""
-        return {
-            heading: 100 * sum(metrics[key] for key in keys) / len(keys) for heading, keys in self.columns.items()
-        }
+        return {heading: 100 * sum(metrics[key] for key in keys) / len(keys) for heading, keys in self.columns.items()}
 
     def score(self, metrics: Mapping[str, float]) -> float:
         """The task's single number in percent: the mean of its columns (MNLI m/mm, QQP acc/F1)."""

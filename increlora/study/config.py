@@ -104,8 +104,9 @@ class Report(_Block):
 class Execution(_Block):
     """How the workflow packs runs into jobs. Nothing here changes a result."""
 
-    job: Literal["cell", "run"] = "cell"
-    """`cell`: one job per task, method and budget, all seeds in one process. `run`: one job per seed."""
+    job: Literal["method", "cell", "run"] = "cell"
+    """`method`: one job per method variant, all its runs in one process, which starts up once (for runs of seconds).
+    `cell`: one job per task, method and budget, all seeds in one process. `run`: one job per seed."""
     gpu: int = Field(default=1, ge=0)
     """GPUs that a training job asks for; 0 for a study that is meant for CPUs."""
     threads: int = Field(default=1, ge=1)
@@ -113,7 +114,7 @@ class Execution(_Block):
     mem_mb: int = Field(default=4000, ge=1)
     """Memory of a training job, in MB."""
     runtime: int = Field(default=120, ge=1)
-    """Time limit of one run, in minutes; a job of several seeds gets as many times more."""
+    """Time limit of one run, in minutes; a job of several runs gets as many times more."""
 
 
 class Row(_Block):

@@ -1,0 +1,1 @@
+"""One run: settings in, one record out."""

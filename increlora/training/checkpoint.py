@@ -35,7 +35,7 @@ class Checkpoint:
         os.replace(temporary, self.path)
 
     def load(self) -> dict[str, Any] | None:
-        """The saved state, or ``None`` if there is none. Random generators are not touched; see :func:`set_random_state`."""
+        """The saved state, or ``None`` if there is none. Random generators wait for :func:`set_random_state`."""
         if not self.path.exists():
             return None
         state = torch.load(self.path, map_location="cpu", weights_only=True)

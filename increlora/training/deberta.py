@@ -23,6 +23,7 @@ def slice_relative_positions(model: nn.Module) -> int:
         The number of attention modules that do so now; 0 for other architectures.
     """
     count = 0
+    module: Any
     for module in model.modules():
         if type(module).__name__ == "DisentangledSelfAttention" and getattr(module, "relative_attention", False):
             module.register_forward_pre_hook(_Slice(module.pos_ebd_size, module.position_buckets), with_kwargs=True)
@@ -42,11 +43,15 @@ class _Slice:
         self.span = span
         self.exact = buckets // 2 if buckets > 0 else span  # distances up to here have a row of their own
 
-    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def __call__(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         hidden_states = args[0] if args else kwargs["hidden_states"]
-        table = kwargs.get("rel_embeddings")
+        table: Any = kwargs.get("rel_embeddings")
         length = hidden_states.shape[-2]
-        fits = table is not None and kwargs.get("query_states") is None and length - 1 <= self.exact and length < self.span
+        fits = (
+            table is not None and kwargs.get("query_states") is None and length - 1 <= self.exact and length < self.span
+        )
         module.pos_ebd_size = length if fits else self.span
         if fits:
             kwargs = {**kwargs, "rel_embeddings": table[self.span - length : self.span + length]}

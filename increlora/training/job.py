@@ -7,6 +7,7 @@ starting the job again has only the failed ones left to do.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,31 @@ def settings_of_seed(cell: Mapping[str, Any], seed: int) -> RunSettings:
         raise ConfigError(".".join(["settings", *map(str, first["loc"])]), first["msg"]) from None
 
 
+class Meter:
+    """Tells after every run how many are left and how long they will take.
+
+    Args:
+        total: runs to come.
+    """
+
+    def __init__(self, total: int):
+        self.total, self.done, self.trained = total, 0, 0
+        self.started = time.monotonic()
+
+    def tick(self, settings: RunSettings, record: Record | None, trained: bool) -> None:
+        """Count a run that ended; ``record`` is None if it failed."""
+        self.done, self.trained = self.done + 1, self.trained + trained
+        best = record["score"].get("best") if record else None
+        score = f"{best['score']:.2f}" if best else "no score"
+        left = (time.monotonic() - self.started) / max(1, self.trained) * (self.total - self.done)
+        log.info("%d of %d  %s  %s  %s left", self.done, self.total, settings.label, score, _duration(left))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
 def run_job(
     cell: Mapping[str, Any],
     seeds: Sequence[int],
@@ -43,6 +69,7 @@ def run_job(
     ranks_from: Sequence[str | Path] = (),
     *,
     progress: bool = True,
+    meter: Meter | None = None,
 ) -> list[int]:
     """Trains or restores one run per seed and writes its record.
 
@@ -52,6 +79,7 @@ def run_job(
         records: where each run's record goes.
         ranks_from: for each run, the record whose final ranks it starts from; empty for methods that need none.
         progress: show progress bars.
+        meter: counts the runs of several jobs.
 
     Returns:
         The seeds whose run failed.
@@ -63,33 +91,42 @@ def run_job(
         raise ConfigError("--records", f"one path per seed is needed: {len(seeds)} seeds, {len(records)} records")
     runs = [settings_of_seed(cell, seed) for seed in seeds]
     failed = []
+    meter = meter or Meter(len(runs))
     for number, settings in enumerate(runs):
+        record, trained = None, False
         try:
             source = ranks_from[number] if ranks_from else None
-            write_record(records[number], finish(settings, source, progress=progress))
+            record, trained = finish(settings, source, progress=progress)
+            write_record(records[number], record)
         except (IncreLoraError, RecordError) as error:
             log.error("%s failed: %s", settings.label, error)
             failed.append(settings.seed)
         except Exception:
             log.exception("%s failed", settings.label)
             failed.append(settings.seed)
+        meter.tick(settings, record, trained)
     return failed
 
 
-def finish(settings: RunSettings, ranks_from: str | Path | None = None, *, progress: bool = True) -> Record:
-    """The record of a run: from the store, or else by training, which puts it there."""
+def finish(
+    settings: RunSettings, ranks_from: str | Path | None = None, *, progress: bool = True
+) -> tuple[Record, bool]:
+    """The record of a run, and whether it was trained now; otherwise it comes from the store.
+
+    A record just trained goes to the store first; only then is the run's checkpoint deleted.
+    """
     store = Store()
     record = store.restore(settings)
     if record is not None:
-        log.info("%s: restored from %s", settings.label, store.path(settings.digest))
-        return portable(record)
+        log.debug("%s: restored from %s", settings.label, store.path(settings.digest))
+        return portable(record), False
     from increlora.training.run import discard_checkpoint, run
 
-    log.info("%s: training (digest %s)", settings.label, settings.digest)
+    log.debug("%s: training (digest %s)", settings.label, settings.digest)
     record = portable(run(settings, ranks=source_ranks(settings, ranks_from), progress=progress))
     store.put(record)
     discard_checkpoint(settings)
-    return record
+    return record, True
 
 
 def source_ranks(settings: RunSettings, path: str | Path | None) -> dict[str, int] | None:

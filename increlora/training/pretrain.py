@@ -130,7 +130,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, progress: bool = True) ->
 # -- tokenizer ------------------------------------------------------------------------------------------------------
 
 
-def build_tokenizer(texts: list[list[str]], vocab_size: int, max_length: int):  # noqa: ANN201 - imported lazily
+def build_tokenizer(texts: list[list[str]], vocab_size: int, max_length: int):
     """A WordPiece tokenizer of the words of ``texts``, most frequent first; any other word is spelled in characters."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -185,7 +185,7 @@ class PretrainingData:
     spelling: Tensor
 
     @classmethod
-    def from_documents(cls, texts: list[list[str]], tokenizer, settings: PretrainSettings) -> PretrainingData:  # noqa: ANN001
+    def from_documents(cls, texts: list[list[str]], tokenizer, settings: PretrainSettings) -> PretrainingData:
         """Pack ``texts``, leaving out most of the connectives where the objective asks for them."""
         rng = random.Random(settings.seed)
         connectives = set(corpus.CONNECTIVES.values())
@@ -308,7 +308,7 @@ def corrupt(
 # -- model and training ---------------------------------------------------------------------------------------------
 
 
-def backbone_config(settings: PretrainSettings, vocab_size: int):  # noqa: ANN201 - imported lazily
+def backbone_config(settings: PretrainSettings, vocab_size: int):
     """A `DebertaV2Config` with the structural flags of microsoft/deberta-v3-base and the sizes of ``settings``."""
     from transformers import DebertaV2Config
 
@@ -342,20 +342,22 @@ def backbone_config(settings: PretrainSettings, vocab_size: int):  # noqa: ANN20
 
 
 @torch.no_grad()
-def attend_to_equal_words(encoder: nn.Module, *, logit: float = 4.0, repel: float = 0.75) -> None:
+def attend_to_equal_words(encoder: nn.Module, *, logit: float = 6.0, repel: float = 0.75) -> None:
     """Initialise the first head of the first two layers to look for the same word elsewhere in the sequence.
 
     Comparing two sentences word by word is what a model of this size otherwise finds last, long after pretraining
     would have to end. Queries and keys start equal, W_q = W_k = W, so that equal words attend to each other, with
     ``logit`` on average. A word should not find itself: with the bias b = -repel * W r_0, where r_0 is the embedding
     of distance 0, the two position terms of disentangled attention lower the score at distance 0 by 2 * repel *
-    ``logit`` against all other distances.
+    ``logit`` against all other distances. [CLS] starts as -r_0, hence is found by every word, with repel * ``logit``: a
+    word without a partner attends there.
     """
     config = encoder.config
     size = config.hidden_size // config.num_attention_heads
     head = slice(0, size)
     distances = encoder.encoder.get_rel_embedding()
     none = distances[config.position_buckets]
+    encoder.embeddings.word_embeddings.weight[CLS] = -none
     std = (logit * (3 * size) ** 0.5 / (size * config.hidden_size)) ** 0.5
     for layer in encoder.encoder.layer[:2]:
         query, key = layer.attention.self.query_proj, layer.attention.self.key_proj
@@ -368,7 +370,7 @@ def attend_to_equal_words(encoder: nn.Module, *, logit: float = 4.0, repel: floa
 class PretrainingModel(nn.Module):
     """The encoder with a head for words (tied to the embeddings) and a head for replacements; heads are thrown away."""
 
-    def __init__(self, config) -> None:  # noqa: ANN001 - DebertaV2Config, imported lazily
+    def __init__(self, config) -> None:
         from transformers import DebertaV2Model
 
         super().__init__()
@@ -470,7 +472,7 @@ network, not for real text: its vocabulary is {vocabulary} entries.
 """
 
 
-def _write(out: Path, model: PretrainingModel, tokenizer, settings: PretrainSettings, summary: dict) -> None:  # noqa: ANN001
+def _write(out: Path, model: PretrainingModel, tokenizer, settings: PretrainSettings, summary: dict) -> None:
     """Write config, weights, tokenizer and model card beside ``out``, then rename."""
     from safetensors.torch import save_file
 

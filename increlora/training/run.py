@@ -418,7 +418,8 @@ class _Run:
             "train_seconds": round(progress.seconds, 3),
             "step_ms": round(1000 * statistics.median(progress.step_seconds), 3) if progress.step_seconds else None,
             "peak_memory_mb": self.memory.peak(),
-            "optimizer_state": _numbers(optimizer.state_dict()["state"]) + _numbers(optimizer.state_dict().get("increlora")),
+            "optimizer_state": _numbers(optimizer.state_dict()["state"])
+            + _numbers(optimizer.state_dict().get("increlora")),
             "peak_trainable": self.adaptation.peak_trainable(),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),

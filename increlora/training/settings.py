@@ -1,7 +1,7 @@
 """The resolved settings of one run: all that decides its result, and nothing else.
 
 A run is a function of its settings, so their digest is the run's identity: it names the checkpoint, the entry in the
-store of finished runs and the record. Fields that only say *where* something lies (a local path) stay out of the digest.
+store of finished runs and the record. Fields that only say *where* something lies (a local path) stay out of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Backbone(_Settings):
     target_modules: str
     """Regular expression over full module names: the matrices that LoRA-like methods adapt."""
     pretrain: dict[str, Any] | None = None
-    """Settings of the workflow's own pretraining (`increlora.training.pretrain.PretrainSettings`); null for Hub models."""
+    """Settings of the workflow's own pretraining (`increlora.training.pretrain.PretrainSettings`); null for the Hub."""
 
 
 class Data(_Settings):

@@ -82,20 +82,23 @@ def resolve_schedule(
         if top_h > modules:
             raise ConfigError(
                 "ranks_per_event",
-                f"{events} events until growth_end ({config.growth_end:.0%} of {total_step} steps) give {modules} modules "
-                f"{config.ranks_per_event} ranks each, {missing} are missing to the budget of {budget}; raise "
-                f"ranks_per_event to {math.ceil(missing / (events * modules))} or growth_end, or lower deltaT ({interval})",
+                f"{events} events until growth_end ({config.growth_end:.0%} of {total_step} steps) give {modules} "
+                f"modules {config.ranks_per_event} ranks each, {missing} are missing to the budget of {budget}; raise "
+                f"ranks_per_event to {math.ceil(missing / (events * modules))} or growth_end, or lower deltaT "
+                f"({interval})",
             )
         schedule = GrowthSchedule(first, interval, top_h, config.ranks_per_event, config.score_window)
     else:
         events = schedule.events_within(total_step)
-        reachable = events * min(config.top_h, modules) * config.ranks_per_event
+        top_h = min(config.top_h, modules)
+        reachable = events * top_h * config.ranks_per_event
         if reachable < missing:
             raise ConfigError(
                 "top_h",
-                f"{events} events of {min(config.top_h, modules)} modules x {config.ranks_per_event} ranks reach a total rank of "
+                f"{events} events of {top_h} modules x {config.ranks_per_event} ranks reach a total rank of "
                 f"{initial_rank + reachable}, not the budget of {budget}; raise top_h to "
-                f"{math.ceil(missing / max(1, events * config.ranks_per_event))} (of {modules} modules), or lower deltaT ({interval})",
+                f"{math.ceil(missing / max(1, events * config.ranks_per_event))} (of {modules} modules), or lower "
+                f"deltaT ({interval})",
             )
     return schedule
 

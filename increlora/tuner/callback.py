@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers import trainer_optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, trainer_optimizer
 
 from increlora.errors import IncreLoraError
 from increlora.tuner.model import find_tuner

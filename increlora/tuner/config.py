@@ -36,8 +36,8 @@ class IncreLoraConfig(PeftConfig):
         rank_pattern: ``{module name or regular expression: rank}`` for modules that start at another rank than
             ``init_r``. A saved adapter holds its ranks here.
         lora_alpha: numerator of the scaling ``s``.
-        scaling: ``"active_rank"``: ``s = lora_alpha / (rank + 1e-5)``, so growth rescales what is there (authors' code);
-            ``"constant"``: ``s = lora_alpha / target_r`` throughout (the paper's equations have no rank in them).
+        scaling: ``"active_rank"``: ``s = lora_alpha / (rank + 1e-5)``, so growth rescales what is there (authors'
+            code); ``"constant"``: ``s = lora_alpha / target_r`` throughout (no rank is in the paper's equations).
         lora_dropout: dropout probability on the adapter's input.
         tinit: optimizer steps before the first interval starts, or ``"deltaT"`` for as many as an interval has; the
             first growth is at ``tinit + deltaT`` (paper: ``nu``; authors' code: ``2 nu``).
@@ -79,7 +79,7 @@ class IncreLoraConfig(PeftConfig):
     scaling: Scaling = "constant"
     lora_dropout: float = 0.0
     tinit: int | Literal["deltaT"] = 0
-    deltaT: int | None = None  # noqa: N815 - PEFT's name in AdaLoraConfig
+    deltaT: int | None = None
     top_h: int | None = None
     growth_end: float = 0.5
     ranks_per_event: int = 1
@@ -121,7 +121,11 @@ class IncreLoraConfig(PeftConfig):
             require(name, 0 < getattr(self, name) < 1, "between 0 and 1, both excluded")
         for name in ("deltaT", "top_h", "score_window", "total_step"):
             require(name, getattr(self, name) is None or getattr(self, name) >= 1, "1 or more, or None")
-        require("tinit", self.tinit == "deltaT" or (isinstance(self.tinit, int) and self.tinit >= 0), "0 or more, or 'deltaT'")
+        require(
+            "tinit",
+            self.tinit == "deltaT" or (isinstance(self.tinit, int) and self.tinit >= 0),
+            "0 or more, or 'deltaT'",
+        )
         require("growth_end", 0 < self.growth_end <= 1, "in (0, 1]")
         require("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)")
         require("orth_reg_weight", self.orth_reg_weight >= 0, "0 or more")
@@ -150,7 +154,7 @@ class IncreLoraConfig(PeftConfig):
             return cls(**overrides)
         if preset != "code":
             raise unknown("preset", preset, ("paper", "code"))
-        target_r = overrides.get("target_r", cls.target_r)
+        target_r = overrides.get("target_r", cls.target_r) or 0
         fields: dict[str, Any] = {
             "score_reduction": "sum_sqrt",
             "scaling": "active_rank",
@@ -159,4 +163,3 @@ class IncreLoraConfig(PeftConfig):
             "tinit": "deltaT",
         }
         return cls(**{**fields, **overrides})
-

@@ -44,7 +44,7 @@ class GradientAverage:
     def _queue(self, _: Tensor) -> None:
         if not self._queued:
             self._queued = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._run)  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(self._run)
 
     def _run(self) -> None:
         self._queued = False

@@ -60,11 +60,9 @@ def lora_config(ranks: dict[str, int], *, like: Any = None, **overrides: Any) ->
     ranks = {name: rank for name, rank in ranks.items() if rank > 0}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     pattern = {name: rank for name, rank in ranks.items() if rank != common}
-    inherited = {}
-    if like is not None:
-        fields = ("task_type", "base_model_name_or_path", "revision", "modules_to_save")
-        inherited = {name: getattr(like, name) for name in fields}
-    fields = {
+    shared = ("task_type", "base_model_name_or_path", "revision", "modules_to_save")
+    inherited = {} if like is None else {name: getattr(like, name) for name in shared}
+    fields: dict[str, Any] = {
         "r": common,
         "lora_alpha": common,
         "rank_pattern": pattern,

@@ -106,7 +106,7 @@ class _Tap(torch.autograd.Function):
 
 def tap(output: Tensor, inputs: Tensor, recorder: UpdateGradient) -> Tensor:
     """Return ``output`` (..., out) unchanged; its gradient and ``inputs`` (..., in) reach ``recorder`` in backward."""
-    return _Tap.apply(output, inputs, recorder)  # type: ignore[no-untyped-call]
+    return _Tap.apply(output, inputs, recorder)
 
 
 class Importance:

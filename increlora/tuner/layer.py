@@ -6,9 +6,9 @@ Components are rows of A and columns of B. Storage has room for more of them tha
     lambda trains  |  lambda fixed at 1e-5        |  all zero
 
 so growth only moves the borders: it rewrites two small vectors and draws a new reserve. Memory is enlarged in blocks,
-as new Parameters (an old one may still be part of a live graph, which fixes its shape). The forward pass always uses the whole storage with the coefficient vector ``c = s * lambda`` on active rows,
-``s * 1e-5`` on reserve rows and 0 on spare ones; the gradient of a spare row is therefore exactly 0, and so is that of
-the reserve's lambda.
+as new Parameters (an old one may still be part of a live graph, which fixes its shape). The forward pass always uses
+the whole storage with the coefficient vector ``c = s * lambda`` on active rows, ``s * 1e-5`` on reserve rows and 0 on
+spare ones; the gradient of a spare row is therefore exactly 0, and so is that of the reserve's lambda.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's convention
+import torch.nn.functional as F
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.other import transpose
@@ -63,7 +63,13 @@ class IncreLoraLayer(BaseTunerLayer):
     """Adapter weights and their bookkeeping, apart from the kind of base layer."""
 
     adapter_layer_names = ("increlora_A", "increlora_B", "increlora_lambda")
-    other_param_names = ("increlora_dropout", "increlora_scale", "increlora_reserve_scale", "increlora_mask", "components")
+    other_param_names = (
+        "increlora_dropout",
+        "increlora_scale",
+        "increlora_reserve_scale",
+        "increlora_mask",
+        "components",
+    )
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer
@@ -78,7 +84,7 @@ class IncreLoraLayer(BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.kwargs = kwargs
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         if isinstance(base, nn.Linear):
             self.in_features, self.out_features = base.in_features, base.out_features
         elif isinstance(base, Conv1D):
@@ -102,7 +108,7 @@ class IncreLoraLayer(BaseTunerLayer):
         self.increlora_B[adapter] = nn.Parameter(torch.zeros(self.out_features, 0))
         self.increlora_lambda[adapter] = nn.Parameter(torch.zeros(0))
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
-        self.increlora_dropout.update(nn.ModuleDict({adapter: dropout}))
+        self.increlora_dropout[adapter] = dropout
         self._ensure_capacity(adapter)
         self._draw_rows(adapter, 0, rank + reserve)
         self._move_adapter_to_device_of_base_layer(adapter)
@@ -114,10 +120,10 @@ class IncreLoraLayer(BaseTunerLayer):
         components = self.components[adapter]
         components.rank, components.reserve = rank, reserve
         if self.increlora_lambda[adapter].is_meta:  # PEFT's low_cpu_mem_usage: allocate now that the rank is known
-            device = self.get_base_layer().weight.device
+            base: Any = self.get_base_layer()
             for kind in ("A", "B", "lambda"):
                 stored = getattr(self, f"increlora_{kind}")
-                empty = torch.zeros_like(stored[adapter], device=device)
+                empty = torch.zeros_like(stored[adapter], device=base.weight.device)
                 stored[adapter] = nn.Parameter(empty, requires_grad=stored[adapter].requires_grad)
         with torch.no_grad():
             for parameter in (self.increlora_A[adapter], self.increlora_B[adapter], self.increlora_lambda[adapter]):
@@ -196,7 +202,7 @@ class IncreLoraLayer(BaseTunerLayer):
 
     @torch.no_grad()
     def _draw_rows(self, adapter: str, start: int, stop: int) -> None:
-        """Gaussian a and b for rows ``start`` to ``stop``, from a generator of their own: the data order is untouched."""
+        """Gaussian a and b for rows ``start`` to ``stop``, from a generator of their own."""
         components = self.components[adapter]
         a, b = self.increlora_A[adapter], self.increlora_B[adapter]
         for row in range(start, stop):
@@ -291,7 +297,7 @@ class IncreLoraLinear(nn.Module, IncreLoraLayer):
         for adapter in check_adapters_to_merge(self, adapter_names):
             if adapter not in self.components:
                 continue
-            weight = self.get_base_layer().weight
+            weight: Any = self.get_base_layer().weight
             merged = weight.data + self.get_delta_weight(adapter).to(weight)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ValueError(f"merging adapter {adapter!r} would write NaN or infinity into the base weight")
@@ -302,7 +308,7 @@ class IncreLoraLinear(nn.Module, IncreLoraLayer):
         """Subtract every merged update from the base weight."""
         while self.merged_adapters:
             adapter = self.merged_adapters.pop()
-            weight = self.get_base_layer().weight
+            weight: Any = self.get_base_layer().weight
             weight.data -= self.get_delta_weight(adapter).to(weight)
 
     def __repr__(self) -> str:

@@ -57,11 +57,13 @@ class IncreLoraModel(BaseTuner):
 
     prefix: str = "increlora_"
     tuner_layer_cls = IncreLoraLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    peft_config: dict[str, Any]
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
         nn.Module.__init__(self)
         self.growth: dict[str, Growth] = {}
+        self._layers: dict[str, dict[str, IncreLoraLayer]] = {}
         self.gradient_accumulation_steps = 1
         self.growth_version = 0
         self._allocated = False
@@ -71,7 +73,7 @@ class IncreLoraModel(BaseTuner):
 
     # ---------------------------------------------------------------- injection
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]  # PEFT names the optional argument, its tuners take any
         self,
         peft_config: Any,
         adapter_name: str,
@@ -82,12 +84,12 @@ class IncreLoraModel(BaseTuner):
         **optional_kwargs: Any,
     ) -> None:
         config: IncreLoraConfig = peft_config
-        key = get_pattern_key(config.rank_pattern.keys(), current_key)
+        key = get_pattern_key(list(config.rank_pattern), current_key)
         rank = config.rank_pattern.get(key, config.init_r)
         reserve = config.ranks_per_event if config.target_r is not None and not config.inference_mode else 0
+        layer: Any = target
         if isinstance(target, IncreLoraLayer):
             target.update_layer(adapter_name, rank, config, reserve)
-            layer = target
         else:
             layer = IncreLoraLinear(target, adapter_name, rank, config, reserve)
             if adapter_name not in self.active_adapters:
@@ -98,8 +100,15 @@ class IncreLoraModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put the adapter's layers into the model and start its growth from rank ``init_r``."""
+        self._layers.clear()
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._start_growth(adapter_name)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove the adapter and what is known of its growth."""
+        super().delete_adapter(adapter_name)
+        self._layers.pop(adapter_name, None)
+        self.growth.pop(adapter_name, None)
 
     def _start_growth(self, adapter_name: str) -> None:
         config: IncreLoraConfig = self.peft_config[adapter_name]
@@ -129,11 +138,13 @@ class IncreLoraModel(BaseTuner):
     def adapter_layers(self, adapter: str | None = None) -> dict[str, IncreLoraLayer]:
         """Layers with this adapter (default: the active one) by the base model's module name."""
         adapter = adapter or self.active_adapters[0]
-        return {
-            name: module
-            for name, module in self.model.named_modules()
-            if isinstance(module, IncreLoraLayer) and adapter in module.components
-        }
+        if adapter not in self._layers:
+            self._layers[adapter] = {
+                name: module
+                for name, module in self.model.named_modules()
+                if isinstance(module, IncreLoraLayer) and adapter in module.components
+            }
+        return self._layers[adapter]
 
     # ---------------------------------------------------------------- training
 
@@ -145,7 +156,9 @@ class IncreLoraModel(BaseTuner):
         if self.training and torch.is_grad_enabled() and getattr(output, "loss", None) is not None:
             penalty = self.orthogonality_loss()
             if penalty is not None:
-                if kwargs.get("num_items_in_batch") is not None:  # the Trainer then does not divide by the micro-batches
+                if (
+                    kwargs.get("num_items_in_batch") is not None
+                ):  # the Trainer then does not divide by the micro-batches
                     penalty = penalty / self.gradient_accumulation_steps
                 output.loss = output.loss + penalty.to(output.loss.device)
         return output
@@ -154,8 +167,10 @@ class IncreLoraModel(BaseTuner):
         """The weighted regulariser of the active adapters, for loops that compute their own loss; ``None`` if off."""
         total = None
         for adapter in self.active_adapters:
-            config = self.peft_config.get(adapter)
-            layers = list(self.adapter_layers(adapter).values()) if adapter in self.peft_config else []
+            if adapter not in self.peft_config:
+                continue
+            config = self.peft_config[adapter]
+            layers = list(self.adapter_layers(adapter).values())
             layers = [layer for layer in layers if layer.increlora_A[adapter].requires_grad and layer.rank(adapter)]
             if not layers or not config.orth_reg_weight:
                 continue
@@ -332,8 +347,8 @@ class IncreLoraModel(BaseTuner):
         growing = any(not self.growth[a].finished for a in self.active_adapters if a in self.growth)
         if growing and not self._allocated:
             raise IncreLoraError(
-                "optimizer.step() without update_and_allocate(step): ranks would never grow; call it after the backward "
-                "pass, or add IncreLoraCallback to the Trainer"
+                "optimizer.step() without update_and_allocate(step): ranks would never grow; call it after the "
+                "backward pass, or add IncreLoraCallback to the Trainer"
             )
         self._allocated = False
 
@@ -382,7 +397,12 @@ class IncreLoraModel(BaseTuner):
 
     @classmethod
     def _get_adapter_state_dict(
-        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor], unwanted_adapter_names: list[str]
+        cls,
+        model: Any,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """Only the active components are saved: the reserve is a matter of training."""
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)

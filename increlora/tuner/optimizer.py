@@ -9,7 +9,7 @@ vector, so a step costs a dozen kernels whatever the number of modules.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,7 +56,7 @@ class _Member:
     layer: IncreLoraLayer
     adapter: str
     kind: str  # A, B or lambda
-    shape: torch.Size = torch.Size()
+    shape: torch.Size = field(default_factory=torch.Size)
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -101,9 +101,7 @@ class _Bucket:
         new_shapes = [member.parameter.shape for member in self.members]
         if old_shapes != new_shapes:
             self._relayout(old_shapes, new_shapes)
-        rows = [
-            torch.arange(member.rows(), device=self.device) < member.trained_rows() for member in self.members
-        ]
+        rows = [torch.arange(member.rows(), device=self.device) < member.trained_rows() for member in self.members]
         self.trained = torch.cat(rows)
         self.version = version
 
@@ -154,7 +152,7 @@ class _Bucket:
         self.birth = torch.where(newborn, updates + 1 if updates else 0, self.birth)
         active = self.trained & (self.birth <= updates)
         gradients = []
-        parameters = [member.parameter for member in self.members]
+        parameters: list[Any] = [member.parameter for member in self.members]
         for parameter in parameters:
             gradients.append((torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1))
         gradient = torch.cat(gradients)
@@ -176,7 +174,7 @@ class _Bucket:
             torch._foreach_mul_(parameters, self._views(decay))
         torch._foreach_sub_(parameters, self._views(change))
 
-    def _views(self, flat: Tensor) -> list[Tensor]:
+    def _views(self, flat: Tensor) -> Any:
         return [part.view(member.shape) for part, member in zip(flat.split(self.sizes), self.members, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -283,14 +281,14 @@ class IncreLoraAdamW(torch.optim.AdamW):
         components["params"] = [member.parameter for bucket in self._buckets for member in bucket.members]
 
     def _learning_rates(self, group: dict[str, Any], birth: Tensor) -> Tensor:
-        """Learning rate of every row (rows,): the group's for what trains from the start, its own curve if restarted."""
+        """Learning rate of every row (rows,): the group's, or with restarted warmup the curve of its birth."""
         current = torch.full(birth.shape, group["lr"], dtype=torch.float64, device=birth.device)
         if self.schedule is None or not self.tuner.restart_warmup:
             return current
         peak = group.get("initial_lr", group["lr"])
         return torch.where(birth > 0, peak * self.schedule(self.updates, birth), current)
 
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:
         """torch's state dict with the components' moments, births and counts and the state of growth beside it."""
         self._follow_growth()
         state = super().state_dict()
@@ -301,7 +299,7 @@ class IncreLoraAdamW(torch.optim.AdamW):
         }
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the moments and the state of growth; the model's active components are loaded with the adapter."""
         state_dict = dict(state_dict)
         own = state_dict.pop("increlora")
@@ -358,5 +356,3 @@ def create_optimizer(
     find_tuner(model).set_total_steps(total_steps, warmup_steps)
     optimizer = IncreLoraAdamW(model, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, schedule=schedule)
     return optimizer, LambdaLR(optimizer, schedule.first)
-
-

@@ -11,8 +11,8 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
-from tests.conftest import TARGETS
 from increlora import IncreLoraConfig
+from tests.conftest import TARGETS
 
 
 def deberta(labels: int = 2, **changes: Any) -> nn.Module:

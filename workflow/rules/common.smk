@@ -71,6 +71,17 @@ def job_input(cell):
     return [CHECKED, *map(str, workflow.configfiles), *BACKBONE, *job_sources(cell)]
 
 
+def method_records(method):
+    """Paths of all records of a method variant."""
+    return [path for cell in CELLS.values() if cell.method == method for path in records(cell)]
+
+
+def method_input(method):
+    """What the one job of a method variant has to wait for."""
+    needed = [path for cell in CELLS.values() if cell.method == method for path in job_input(cell)]
+    return list(dict.fromkeys(needed))
+
+
 def config_arguments():
     """The configuration as the package's commands take it: its files, and inline what --config changed."""
     files = [str(path) for path in workflow.configfiles]

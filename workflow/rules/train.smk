@@ -1,4 +1,4 @@
-# What the study will cost, the check that its budgets can be, and the training jobs: one per cell, or one per run.
+# What the study will cost, the check that its budgets can be, and the training jobs: one per method, cell or run.
 
 ONE_RUN = EXECUTION.job == "run"
 
@@ -32,24 +32,53 @@ rule check:
         "python -m increlora --quiet check {params.config} > {log} 2>&1"
 
 
-rule train:
-    input:
-        lambda wildcards: job_input(job_cell(wildcards)),
-    output:
-        RECORD if ONE_RUN else expand(RECORD, seed=STUDY.seeds, allow_missing=True),
-    log:
-        TRAIN_LOG,
-    conda:
-        "../envs/increlora.yaml"
-    threads: EXECUTION.threads
-    resources:
-        gpu=EXECUTION.gpu,
-        mem_mb=EXECUTION.mem_mb,
-        runtime=EXECUTION.runtime * (1 if ONE_RUN else len(STUDY.seeds)),
-    params:
-        settings=lambda wildcards: job_settings(job_cell(wildcards)),
-        seeds=lambda wildcards: job_cell(wildcards).seeds,
-        ranks_from=lambda wildcards: job_sources(job_cell(wildcards)),
-    shell:
-        "python -m increlora --quiet train --settings {params.settings:q} --seeds {params.seeds} --records {output:q} "
-        "--ranks-from {params.ranks_from:q} > {log} 2>&1"
+if EXECUTION.job == "method":
+
+    for METHOD in dict.fromkeys(cell.method for cell in CELLS.values()):
+
+        rule:
+            name:
+                f"train_{METHOD}"
+            input:
+                method_input(METHOD),
+            output:
+                method_records(METHOD),
+            log:
+                f"logs/{NAME}/train/{METHOD}.log",
+            conda:
+                "../envs/increlora.yaml"
+            threads: EXECUTION.threads
+            resources:
+                gpu=EXECUTION.gpu,
+                mem_mb=EXECUTION.mem_mb,
+                runtime=EXECUTION.runtime * len(method_records(METHOD)),
+            params:
+                config=config_arguments(),
+                method=METHOD,
+                runs=[run.digest for run in STUDY.runs() if run.method == METHOD],
+            shell:
+                "python -m increlora --quiet run {params.config} --method {params.method} 2>&1 | tee {log}"
+
+else:
+
+    rule train:
+        input:
+            lambda wildcards: job_input(job_cell(wildcards)),
+        output:
+            RECORD if ONE_RUN else expand(RECORD, seed=STUDY.seeds, allow_missing=True),
+        log:
+            TRAIN_LOG,
+        conda:
+            "../envs/increlora.yaml"
+        threads: EXECUTION.threads
+        resources:
+            gpu=EXECUTION.gpu,
+            mem_mb=EXECUTION.mem_mb,
+            runtime=EXECUTION.runtime * (1 if ONE_RUN else len(STUDY.seeds)),
+        params:
+            settings=lambda wildcards: job_settings(job_cell(wildcards)),
+            seeds=lambda wildcards: job_cell(wildcards).seeds,
+            ranks_from=lambda wildcards: job_sources(job_cell(wildcards)),
+        shell:
+            "python -m increlora --quiet train --settings {params.settings:q} --seeds {params.seeds} "
+            "--records {output:q} --ranks-from {params.ranks_from:q} 2>&1 | tee {log}"

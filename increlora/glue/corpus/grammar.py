@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import lru_cache
+from functools import cache
 from zlib import crc32
 
 from increlora.glue.corpus import lexicon
@@ -53,7 +53,7 @@ class Event:
     negated: bool = False
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hash(lemma: str) -> int:
     return crc32(lemma.encode())
 
@@ -139,7 +139,7 @@ def attempt(
     return None
 
 
-def other(rng: random.Random, options: Iterable, current: object):  # noqa: ANN201 - the type of the options
+def other(rng: random.Random, options: Iterable, current: object):
     """A random member of ``options`` that is not ``current``."""
     return rng.choice([option for option in options if option != current])
 

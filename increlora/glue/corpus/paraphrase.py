@@ -81,7 +81,7 @@ def similarity(first: Event, second: Event) -> float:
     total = shared = 0.0
     for part, weight in SIMILARITY_WEIGHTS.items():
         one, two = getattr(first, part), getattr(second, part)
-        if one is None and two is None or part == "count" and takes_person(first) and takes_person(second):
+        if (one is None and two is None) or (part == "count" and takes_person(first) and takes_person(second)):
             continue
         total += weight
         if one == two:

@@ -100,7 +100,7 @@ _SHOWN_CHANGES = {
 
 def _more_or_less_specific(event: Event, asked: Asked, rng: random.Random) -> Event:
     """The question with a place or a time added, or with the one that it has dropped."""
-    if asked is Asked.PLACE or asked is not Asked.TIME and rng.random() < 0.5:
+    if asked is Asked.PLACE or (asked is not Asked.TIME and rng.random() < 0.5):
         return replace(event, time=None if event.time else rng.choice(lexicon.TIMES))
     return replace(event, place=None if event.place else rng.choice(lexicon.PLACES))
 

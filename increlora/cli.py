@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from increlora.errors import ConfigError, IncreLoraError
+from increlora.errors import ConfigError, IncreLoraError, unknown
 
 RECORDS = "results/runs"
 
@@ -90,9 +90,12 @@ def _run(options: argparse.Namespace) -> int:
     }
     cells = [cell for cell in study.cells() if all(getattr(cell, name) == value for name, value in wanted.items())]
     if not cells:
+        for name in ("task", "method"):
+            known = dict.fromkeys(getattr(cell, name) for cell in study.cells())
+            if wanted.get(name, next(iter(known))) not in known:
+                raise unknown(f"--{name}", wanted[name], known)
         similar = [cell.label for cell in study.cells() if wanted.get("method") in (None, cell.method)]
-        named = "/".join(str(value) for value in wanted.values())
-        raise ConfigError("--task, --method, --budget", f"no cell {named}; allowed: {', '.join(similar)}")
+        raise ConfigError("--budget", f"no cell has {wanted}; allowed: {', '.join(similar)}")
     seeds = options.seed or study.seeds
     meter = Meter(len(cells) * len(seeds))
     failed = []

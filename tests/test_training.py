@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -148,6 +149,33 @@ def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
     resumed, whole = (json.loads(Path(name).read_text()) for name in ("resumed.json", "whole.json"))
     assert resumed["score"] == whole["score"]
     assert resumed["allocation"] == whole["allocation"]
+
+
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    """Data-parallel training under torchrun: the same modules grow, the same losses to rounding."""
+    from increlora.training.pretrain import PretrainSettings, pretrain
+
+    plain = PretrainSettings(hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32, steps=2, dropout=0.0)
+    pretrain(dataclasses.replace(plain, batch_size=8, warmup_steps=1, documents=200), tmp_path / "plain", progress=False)
+    chosen = settings(tmp_path / "plain", "increlora", 2, {"deltaT": 3}, training={"gradient_accumulation": 2})
+    single = run(chosen, progress=False)
+    script = (
+        "import json, os, pathlib; from increlora.training.run import run; "
+        "from increlora.training.settings import RunSettings; import torch; torch.set_num_threads(1); "
+        "r = run(RunSettings.model_validate_json(pathlib.Path('settings.json').read_text()), progress=False); "
+        "pathlib.Path(f'rank{os.environ[\"RANK\"]}.json').write_text(json.dumps(r))"
+    )
+    (tmp_path / "settings.json").write_text(chosen.model_dump_json())
+    (tmp_path / "one.py").write_text(script)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "one.py"]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    first, second = (json.loads(Path(f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first["score"] == second["score"]
+    assert first["allocation"]["events"] == second["allocation"]["events"] == single["allocation"]["events"]
+    losses = [[entry["train_loss"] for entry in record["score"]["history"]] for record in (first, single)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert first["cost"]["processes"] == 2
 
 
 def test_seeds_differ_and_repeat(tiny_backbone: Path) -> None:

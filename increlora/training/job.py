@@ -7,6 +7,7 @@ starting the job again has only the failed ones left to do.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,7 +98,8 @@ def run_job(
         try:
             source = ranks_from[number] if ranks_from else None
             record, trained = finish(settings, source, progress=progress)
-            write_record(records[number], record)
+            if _is_first_process():
+                write_record(records[number], record)
         except (IncreLoraError, RecordError) as error:
             log.error("%s failed: %s", settings.label, error)
             failed.append(settings.seed)
@@ -124,9 +126,15 @@ def finish(
 
     log.debug("%s: training (digest %s)", settings.label, settings.digest)
     record = portable(run(settings, ranks=source_ranks(settings, ranks_from), progress=progress))
-    store.put(record)
-    discard_checkpoint(settings)
+    if _is_first_process():
+        store.put(record)
+        discard_checkpoint(settings)
     return record, True
+
+
+def _is_first_process() -> bool:
+    """Under ``torchrun`` every process trains, and one writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def source_ranks(settings: RunSettings, path: str | Path | None) -> dict[str, int] | None:

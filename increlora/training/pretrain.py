@@ -67,7 +67,7 @@ class PretrainSettings:
     """Number of optimizer steps."""
     batch_size: int = 32
     """Documents per step."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     warmup_steps: int = 200
     """Steps of linear warmup; linear decay to 0 follows."""
@@ -342,7 +342,7 @@ def backbone_config(settings: PretrainSettings, vocab_size: int):
 
 
 @torch.no_grad()
-def attend_to_equal_words(encoder: nn.Module, *, logit: float = 6.0, repel: float = 0.75) -> None:
+def attend_to_equal_words(encoder: nn.Module, *, logit: float = 8.0, repel: float = 0.75) -> None:
     """Initialise the first head of the first two layers to look for the same word elsewhere in the sequence.
 
     Comparing two sentences word by word is what a model of this size otherwise finds last, long after pretraining

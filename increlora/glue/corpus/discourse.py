@@ -12,7 +12,7 @@ import random
 
 from increlora.glue.corpus import acceptability, entailment, questions, sentiment
 from increlora.glue.corpus.grammar import Split, random_event, statement
-from increlora.glue.corpus.paraphrase import changed_event, graded_event, statable_event
+from increlora.glue.corpus.paraphrase import graded_event, restated, statable_event
 
 CONNECTIVES = {
     "conclusion": "thus",
@@ -50,32 +50,30 @@ def _inference(rng: random.Random) -> list[str]:
 
 
 def _restatement(rng: random.Random) -> list[str]:
-    first = statable_event(rng, Split.TRAIN)
     kind = rng.random()
-    if kind < 0.45:
-        return [statement(first, rng), _connect(statement(first, rng, passive=0.4), "repetition", rng)]
-    if kind < 0.82:
-        second, relation = changed_event(first, rng, Split.TRAIN) or first, "addition"
+    if kind < 0.8:
+        first, second = restated(kind < 0.4, rng, Split.TRAIN)
+        relation = "repetition" if kind < 0.4 else "addition"
     else:
+        first = statable_event(rng, Split.TRAIN)
         second, relation = graded_event(first, rng.choice((2, 3, 4, 6)), rng, Split.TRAIN), "change"
-    return [statement(first, rng), _connect(statement(second, rng, passive=0.4), relation, rng)]
+    return [statement(first, rng), _connect(statement(second, rng), relation, rng)]
 
 
 def _dialogue(rng: random.Random) -> list[str]:
-    event, asked = questions.askable_event(rng, Split.TRAIN)
-    opening = questions.question(event, asked, rng)
     answered = rng.random() < 0.5
-    reply = questions.answer(event, asked, answered, rng, Split.TRAIN) or event
-    return [opening, _connect(statement(reply, rng), "answer" if answered else "evasion", rng)]
+    event, asked, reply = questions.exchange(answered, rng, Split.TRAIN)
+    return [
+        questions.question(event, asked, rng),
+        _connect(statement(reply, rng), "answer" if answered else "evasion", rng),
+    ]
 
 
 def _interview(rng: random.Random) -> list[str]:
-    event, asked = questions.any_question(rng, Split.TRAIN)
-    opening = questions.question(event, asked, rng)
-    if rng.random() < 0.5:
-        return [opening, _connect(questions.question(event, asked, rng), "insistence", rng)]
-    second = questions.other_question(event, asked, rng, Split.TRAIN)
-    return [opening, _connect(questions.question(*second, rng), "addition", rng)] if second else [opening]
+    same = rng.random() < 0.5
+    first, second = questions.questions(same, rng, Split.TRAIN)
+    again = _connect(questions.question(*second, rng), "insistence" if same else "addition", rng)
+    return [questions.question(*first, rng), again]
 
 
 def _review(rng: random.Random) -> list[str]:
@@ -91,7 +89,7 @@ def _description(rng: random.Random) -> list[str]:
     return [acceptability.sentence(True, rng, Split.TRAIN)]
 
 
-_KINDS = ((_inference, 18), (_restatement, 30), (_dialogue, 13), (_interview, 21), (_review, 7), (_description, 11))
+_KINDS = ((_inference, 21), (_restatement, 27), (_dialogue, 15), (_interview, 20), (_review, 8), (_description, 9))
 
 
 def document(rng: random.Random) -> list[str]:

@@ -81,50 +81,44 @@ def _add_time(event: Event, rng: random.Random) -> Event | None:
     return None if event.time else replace(event, time=rng.choice(lexicon.TIMES))
 
 
-def _negate(event: Event, rng: random.Random) -> Event:
-    return replace(event, negated=not event.negated)
-
-
 _GENERALISE = (_kind_of_object, _someone, _drop_adjective, _drop_place, _drop_time, _some)
 _SPECIALISE = (_member_of_object, _add_adjective, _add_place, _add_time)
 _EXCLUDE = (opposite_verb, opposite_adjective, other_count, other_place, other_time)
 _UNKNOWN = (sibling_object, other_agent, swap_roles, other_verb)
 
 
-def premise(rng: random.Random, split: Split, genre: Genre = Genre.ALL) -> Event:
+def premise(rng: random.Random, choices: random.Random, split: Split, genre: Genre = Genre.ALL) -> Event:
     """A premise: mostly positive; a negative one speaks of one thing, often of a kind."""
     event = random_event(rng, split, genre)
-    if rng.random() >= NEGATIVE_PREMISES:
+    if choices.random() >= NEGATIVE_PREMISES:
         return event
     event = replace(event, count=1, place=None, adjective=None, negated=True)
-    return attempt(rng, (_kind_of_object,), event, split) or event if rng.random() < 0.7 else event
+    return _kind_of_object(event, choices) or event if choices.random() < 0.7 else event
 
 
-def hypothesis(event: Event, relation: int, rng: random.Random, split: Split) -> Event | None:
-    """A second event that stands in ``relation`` to ``event``; None if this event has no such partner in ``split``."""
+def hypothesis(event: Event, relation: int, rng: random.Random) -> Event | None:
+    """A second event that stands in ``relation`` to ``event``; None if this event has no such partner."""
     towards, away = (_SPECIALISE, _GENERALISE) if event.negated else (_GENERALISE, _SPECIALISE)
     if relation == ENTAILMENT:
-        return attempt(rng, towards, event, split)
+        return attempt(rng, towards, event)
     if relation == CONTRADICTION:
         if event.negated or rng.random() < 0.5:
-            weaker = attempt(rng, towards, replace(event, count=1), split) if rng.random() < 0.7 else None
-            candidate = weaker or replace(event, count=1)
-            if candidate.agent == SOMEONE:
-                return None
-            return _negate(candidate, rng)
-        changed = attempt(rng, _EXCLUDE, event, split)
-        return changed and _loosen(changed, event, rng, split)
+            single = replace(event, count=1)
+            candidate = (attempt(rng, towards, single) if rng.random() < 0.7 else None) or single
+            return None if candidate.agent == SOMEONE else replace(candidate, negated=not candidate.negated)
+        changed = attempt(rng, _EXCLUDE, event)
+        return changed and _loosen(changed, event, rng)
     if rng.random() < 0.5:
-        return attempt(rng, away, event, split)
-    changed = attempt(rng, _UNKNOWN, event, split)
+        return attempt(rng, away, event)
+    changed = attempt(rng, _UNKNOWN, event)
     if changed is None:
         return None
     if rng.random() < 0.3:
         changed = replace(changed, count=1, negated=not changed.negated)
-    return _loosen(changed, event, rng, split)
+    return _loosen(changed, event, rng)
 
 
-def _loosen(changed: Event, event: Event, rng: random.Random, split: Split) -> Event:
+def _loosen(changed: Event, event: Event, rng: random.Random) -> Event:
     """Drop a modifier that both events share, as entailed hypotheses do, so that length says nothing."""
     if event.negated:
         return changed
@@ -133,15 +127,17 @@ def _loosen(changed: Event, event: Event, rng: random.Random, split: Split) -> E
         for name, drop in (("adjective", _drop_adjective), ("place", _drop_place), ("time", _drop_time))
         if getattr(event, name) is not None and getattr(event, name) == getattr(changed, name)
     ]
-    return (attempt(rng, drops, changed, split) if rng.random() < 0.6 else None) or changed
+    return (attempt(rng, drops, changed) if rng.random() < 0.6 else None) or changed
 
 
 def pair(relation: int, rng: random.Random, split: Split, genre: Genre = Genre.ALL) -> tuple[Event, Event]:
     """Two events in ``relation``, both on the side ``split`` of the hold-out."""
+    plan = rng.random()
     while True:
-        first = premise(rng, split, genre)
-        second = hypothesis(first, relation, rng, split) if event_split(first) is split else None
-        if second is not None:
+        choices = random.Random(plan)
+        first = premise(rng, choices, split, genre)
+        second = hypothesis(first, relation, choices)
+        if second is not None and event_split(first) is split and event_split(second) is split:
             return first, second
 
 
@@ -150,8 +146,8 @@ def mnli_row(rng: random.Random, split: Split, genre: Genre) -> dict:
     label = rng.randrange(3)
     first, second = pair(label, rng, split, genre)
     return {
-        "premise": statement(first, rng, synonyms=0.3),
-        "hypothesis": statement(second, rng, synonyms=0.3, passive=0.15),
+        "premise": statement(first, rng),
+        "hypothesis": statement(second, rng, passive=0.15),
         "label": label,
     }
 
@@ -160,10 +156,10 @@ def rte_row(rng: random.Random, split: Split) -> dict:
     """One RTE row: 0 entailment, 1 not entailment. A part of the premises reports two events."""
     label = rng.randrange(2)
     first, second = pair(rng.choice((NEUTRAL, CONTRADICTION)) if label else ENTAILMENT, rng, split)
-    text = statement(first, rng, synonyms=0.3)
+    text = statement(first, rng)
     if rng.random() < 0.3:
-        extra = statement(random_event(rng, split, modifiers=0.0), rng, synonyms=0.3)
+        extra = statement(random_event(rng, split, modifiers=0.0), rng)
         text = f"{text} and {extra}" if rng.random() < 0.5 else f"{extra} and {text}"
-    return {"sentence1": text, "sentence2": statement(second, rng, synonyms=0.3, passive=0.3), "label": label}
+    return {"sentence1": text, "sentence2": statement(second, rng, passive=0.3), "label": label}
 
 

@@ -58,20 +58,22 @@ def statable_event(rng: random.Random, split: Split) -> Event:
     return replace(event, negated=True) if rng.random() < 1 / 3 else event
 
 
-def changed_event(event: Event, rng: random.Random, split: Split) -> Event | None:
-    """``event`` with one part of its meaning changed."""
-    return attempt(rng, CHANGES, event, split)
+def restated(same: bool, rng: random.Random, split: Split) -> tuple[Event, Event]:
+    """Two events that are the same, or of which the second has one part of its meaning changed."""
+    plan = rng.random()
+    while True:
+        first = statable_event(rng, split)
+        second = first if same else attempt(random.Random(plan), CHANGES, first)
+        if second is not None and event_split(second) is split:
+            return first, second
 
 
 def mrpc_row(rng: random.Random, split: Split) -> dict:
     """One MRPC row: 1 if the sentences are equivalent. Negatives share nearly all words (role swaps included)."""
     label = rng.randrange(2)
     while True:
-        first = statable_event(rng, split)
-        second = first if label else changed_event(first, rng, split)
-        if second is None:
-            continue
-        one, two = statement(first, rng, synonyms=0.3), statement(second, rng, synonyms=0.5, passive=0.4)
+        first, second = restated(label == 1, rng, split)
+        one, two = statement(first, rng), statement(second, rng, synonyms=0.15, passive=0.3)
         if one != two:
             return {"sentence1": one, "sentence2": two, "label": label}
 
@@ -97,7 +99,7 @@ def graded_event(event: Event, changes: int, rng: random.Random, split: Split) -
         return random_event(rng, split)
     graded = event
     for _ in range(changes):
-        graded = attempt(rng, GRADED_CHANGES, graded, split) or graded
+        graded = attempt(rng, GRADED_CHANGES, graded) or graded
     return graded
 
 
@@ -111,8 +113,8 @@ def stsb_row(rng: random.Random, split: Split) -> dict:
     second = min(usable, key=lambda event: abs(similarity(first, event) - wanted))
     score = similarity(first, second) + rng.gauss(0.0, SIMILARITY_NOISE)
     return {
-        "sentence1": statement(first, rng, synonyms=0.2),
-        "sentence2": statement(second, rng, synonyms=0.4),
+        "sentence1": statement(first, rng),
+        "sentence2": statement(second, rng),
         "label": round(min(5.0, max(0.0, score)), 3),
     }
 

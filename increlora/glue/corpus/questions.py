@@ -14,7 +14,6 @@ from increlora.glue.corpus.grammar import (
     Split,
     attempt,
     event_split,
-    negate,
     opposite_verb,
     other,
     other_agent,
@@ -55,7 +54,7 @@ def question_split(event: Event, asked: Asked) -> Split:
     return event_split(event)
 
 
-def question(event: Event, asked: Asked, rng: random.Random, *, synonyms: float = 0.4) -> str:
+def question(event: Event, asked: Asked, rng: random.Random, *, synonyms: float = 0.1) -> str:
     """Ask for the part ``asked`` of ``event`` in one of several wordings."""
     first_wording = rng.random() < 0.65
     agent, target = person(event.agent, rng, synonyms), things(event, rng, synonyms)
@@ -81,12 +80,12 @@ def question(event: Event, asked: Asked, rng: random.Random, *, synonyms: float 
     return f"{opening}{be} {target}{negation} {participle} by {agent}{tail}"
 
 
-def askable_event(rng: random.Random, split: Split) -> tuple[Event, Asked]:
-    """An event and a part of it to ask for, both on the side ``split``."""
+def askable_event(rng: random.Random, asked: Asked, split: Split) -> Event:
+    """An event such that it and the question for its part ``asked`` are both on the side ``split``."""
     while True:
-        event, asked = random_event(rng, split, modifiers=0.3), rng.choice(_OPEN)
+        event = random_event(rng, split, modifiers=0.3)
         if question_split(event, asked) is split:
-            return event, asked
+            return event
 
 
 _SHOWN_CHANGES = {
@@ -105,40 +104,36 @@ def _more_or_less_specific(event: Event, asked: Asked, rng: random.Random) -> Ev
     return replace(event, place=None if event.place else rng.choice(lexicon.PLACES))
 
 
-def other_question(event: Event, asked: Asked, rng: random.Random, split: Split) -> tuple[Event, Asked] | None:
-    """A question with nearly the same words that asks something else; None if there is none in ``split``."""
+def other_question(event: Event, asked: Asked, rng: random.Random) -> tuple[Event, Asked] | None:
+    """A question with nearly the same words that asks something else; None if the change drawn does not apply."""
     kind = rng.random()
-    changed, wanted = event, asked
     if kind < 0.35:
-        changed = negate(event, rng)
-    elif kind < 0.65:
-        changed = _more_or_less_specific(event, asked, rng)
-    elif kind < 0.85:
-        wanted = other(rng, Asked, asked)
-    else:
-        changed = attempt(rng, _SHOWN_CHANGES[asked], event, split)
-    if changed is None or question_split(changed, wanted) is not split:
-        return None
-    return changed, wanted
+        return replace(event, negated=not event.negated), asked
+    if kind < 0.65:
+        return _more_or_less_specific(event, asked, rng), asked
+    if kind < 0.85:
+        return event, other(rng, Asked, asked)
+    changed = attempt(rng, _SHOWN_CHANGES[asked], event)
+    return (changed, asked) if changed else None
 
 
-def any_question(rng: random.Random, split: Split) -> tuple[Event, Asked]:
-    """A question for QQP: one in four asks for the truth, one in three is negative."""
-    event, asked = askable_event(rng, split)
-    if rng.random() < 0.25:
-        asked = Asked.TRUTH
-    return (replace(event, negated=True) if rng.random() < 1 / 3 else event), asked
+def questions(same: bool, rng: random.Random, split: Split) -> tuple[tuple[Event, Asked], tuple[Event, Asked]]:
+    """Two questions that ask the same or not; one in four asks for the truth, one in three is negative."""
+    asked = rng.choice((*_OPEN, Asked.TRUTH))
+    plan, negated = rng.random(), rng.random() < 1 / 3
+    while True:
+        event = replace(askable_event(rng, asked, split), negated=negated)
+        second = (event, asked) if same else other_question(event, asked, random.Random(plan))
+        if second is not None and question_split(*second) is split:
+            return (event, asked), second
 
 
 def qqp_row(rng: random.Random, split: Split) -> dict:
     """One QQP row: 1 if the questions are duplicates."""
     label = rng.randrange(2)
     while True:
-        event, asked = any_question(rng, split)
-        second = (event, asked) if label else other_question(event, asked, rng, split)
-        if second is None:
-            continue
-        one, two = question(event, asked, rng, synonyms=0.3), question(*second, rng, synonyms=0.5)
+        first, second = questions(label == 1, rng, split)
+        one, two = question(*first, rng), question(*second, rng)
         if one != two:
             return {"question1": one, "question2": two, "label": label}
 
@@ -152,8 +147,7 @@ def _with_modifier(event: Event, asked: Asked, rng: random.Random) -> Event:
     return event
 
 
-def answer(event: Event, asked: Asked, answered: bool, rng: random.Random, split: Split) -> Event | None:
-    """An event whose statement does, or does not, answer the question for ``asked`` of ``event``."""
+def _answer(event: Event, asked: Asked, answered: bool, rng: random.Random) -> Event | None:
     full = _with_modifier(event, asked, rng)
     if answered:
         return full
@@ -163,24 +157,23 @@ def answer(event: Event, asked: Asked, answered: bool, rng: random.Random, split
         if asked is Asked.TIME:
             return replace(full, time=None, place=full.place or rng.choice(lexicon.PLACES))
         if asked is Asked.AGENT:
-            vague = replace(full, agent=SOMEONE)
-        else:
-            vague = replace(full, object=SOMEONE if takes_person(full) else SOMETHING, count=1)
-        return vague if event_split(vague) is split else None
-    return attempt(rng, _SHOWN_CHANGES[asked], full, split)
+            return replace(full, agent=SOMEONE)
+        return replace(full, object=SOMEONE if takes_person(full) else SOMETHING, count=1, adjective=None)
+    return attempt(rng, _SHOWN_CHANGES[asked], full)
+
+
+def exchange(answered: bool, rng: random.Random, split: Split) -> tuple[Event, Asked, Event]:
+    """An event, the part of it that a question asks for, and an event whose statement answers the question or not."""
+    plan, asked = rng.random(), rng.choice(_OPEN)
+    while True:
+        event = askable_event(rng, asked, split)
+        reply = _answer(event, asked, answered, random.Random(plan))
+        if reply is not None and event_split(reply) is split:
+            return replace(event, place=None, time=None), asked, reply
 
 
 def qnli_row(rng: random.Random, split: Split) -> dict:
     """One QNLI row: 0 if the sentence contains the answer to the question, 1 if not."""
     label = rng.randrange(2)
-    while True:
-        event, asked = askable_event(rng, split)
-        found = answer(event, asked, label == 0, rng, split)
-        if found is None:
-            continue
-        asking = replace(event, place=None, time=None)
-        return {
-            "question": question(asking, asked, rng, synonyms=0.2),
-            "sentence": statement(found, rng, synonyms=0.3),
-            "label": label,
-        }
+    event, asked, reply = exchange(label == 0, rng, split)
+    return {"question": question(event, asked, rng), "sentence": statement(reply, rng), "label": label}

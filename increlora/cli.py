@@ -94,7 +94,8 @@ def _run(options: argparse.Namespace) -> int:
             known = dict.fromkeys(getattr(cell, name) for cell in study.cells())
             if wanted.get(name, next(iter(known))) not in known:
                 raise unknown(f"--{name}", wanted[name], known)
-        similar = [cell.label for cell in study.cells() if wanted.get("method") in (None, cell.method)]
+        same = {name: value for name, value in wanted.items() if name != "budget"}
+        similar = [c.label for c in study.cells() if all(getattr(c, name) == value for name, value in same.items())]
         raise ConfigError("--budget", f"no cell has {wanted}; allowed: {', '.join(similar)}")
     seeds = options.seed or study.seeds
     meter = Meter(len(cells) * len(seeds))

@@ -155,8 +155,9 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     """Data-parallel training under torchrun: the same modules grow, the same losses to rounding."""
     from increlora.training.pretrain import PretrainSettings, pretrain
 
-    plain = PretrainSettings(hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32, steps=2, dropout=0.0)
-    pretrain(dataclasses.replace(plain, batch_size=8, warmup_steps=1, documents=200), tmp_path / "plain", progress=False)
+    tiny = PretrainSettings(hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32, steps=2, warmup_steps=1)
+    plain = dataclasses.replace(tiny, batch_size=8, documents=200, dropout=0.0)
+    pretrain(plain, tmp_path / "plain", progress=False)
     chosen = settings(tmp_path / "plain", "increlora", 2, {"deltaT": 3}, training={"gradient_accumulation": 2})
     single = run(chosen, progress=False)
     script = (

@@ -96,7 +96,11 @@ def test_the_whole_study_is_planned(bare: Path) -> None:
 def test_the_default_study_is_config_yaml(bare: Path) -> None:
     done = snakemake(bare, "-n", "--quiet", "all")
     assert done.returncode == 0
-    assert jobs(bare, "config/config.yaml")["train"] == len(load_study(ROOT / "config/config.yaml").cells())
+    default = load_study(ROOT / "config/config.yaml")
+    found = jobs(bare, "config/config.yaml")
+    assert {rule.removeprefix("train_") for rule in found if rule.startswith("train")} == set(default.methods)
+    by_cell = jobs(bare, "config/config.yaml", more=("--config", "execution={job: cell}"))
+    assert by_cell["train"] == len(default.cells())
 
 
 def test_the_paper_is_planned_in_seconds(bare: Path) -> None:
@@ -124,6 +128,10 @@ def test_an_edited_config_reruns_the_method_that_it_changes(clone: Path) -> None
     assert (found["train"], found["check"], found["backbone"]) == (3, 1, 1)
     # IncreLoRA at two budgets on one task and one on the other, its three ablations, and the two runs from its ranks
     assert jobs(clone, "config/smoke.yaml", str(increlora))["train"] == 8
+    by_method = ("--config", "execution={job: method}")
+    assert not [rule for rule in jobs(clone, "config/smoke.yaml", more=by_method) if rule.startswith("train")]
+    found = jobs(clone, "config/smoke.yaml", str(lora), more=by_method)
+    assert [rule for rule in found if rule.startswith("train")] == ["train_lora"]
 
 
 def test_finished_runs_are_restored_and_then_watched(clone: Path) -> None:

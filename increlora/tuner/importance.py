@@ -57,7 +57,10 @@ class UpdateGradient:
                 "a second backward pass reached IncreLoRA since the last `update_and_allocate`: call it once per "
                 "optimizer step, and set `model.gradient_accumulation_steps` if a step has several backward passes"
             )
-        product = grad_output.reshape(-1, grad_output.shape[-1]).T @ inputs.reshape(-1, inputs.shape[-1])
+        outputs = grad_output.reshape(-1, grad_output.shape[-1])
+        # under autocast the two differ in dtype; the product is then as exact as any other of that backward pass
+        product = outputs.T @ inputs.reshape(-1, inputs.shape[-1]).to(outputs.dtype)
+        product = product.to(torch.promote_types(product.dtype, torch.float32))
         self._gradient = product if self._gradient is None else self._gradient.add_(product)
         self._pending -= 1
         if self._pending == 0 and not self.hold:
@@ -82,8 +85,7 @@ class UpdateGradient:
 
     def _reduce(self, gradient: Tensor) -> Tensor:
         entries = gradient.numel()
-        wide = torch.promote_types(gradient.dtype, torch.float32)  # half precision would overflow in the sum
-        total = self.update().mul(gradient).abs_().sum(dtype=wide)
+        total = gradient.mul_(self.update()).abs_().sum()
         return total / (entries if self.reduction == "mean" else entries**0.5)
 
 

@@ -30,7 +30,8 @@ def gram_deviation(matrices: Sequence[Tensor], masks: Sequence[Tensor]) -> list[
         stacked = torch.stack([matrices[i] for i in members])
         mask = torch.stack([masks[i] for i in members]).to(stacked.dtype)
         selected = stacked * mask.unsqueeze(-1)
-        deviations.append(torch.bmm(selected, selected.transpose(1, 2)) - torch.diag_embed(mask))
+        with torch.autocast(stacked.device.type, enabled=False):  # a difference from I does not survive bfloat16
+            deviations.append(torch.bmm(selected, selected.transpose(1, 2)) - torch.diag_embed(mask))
     return deviations
 
 

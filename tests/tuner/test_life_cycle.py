@@ -332,6 +332,32 @@ def test_regulariser_is_in_the_training_loss_only(model: PeftModel) -> None:
     torch.testing.assert_close(model(**batch).loss, plain + penalty)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_and_regulariser_under_autocast(dtype: torch.dtype) -> None:
+    """The importance stays that of float32 to the precision of the activations, the regulariser exactly."""
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        model = get_peft_model(deberta(), adapter(lora_dropout=0.0, deltaT=30, target_r=2, top_h=12))
+        create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4)
+        tuner = find_tuner(model)
+        with torch.no_grad():
+            for layer in tuner.adapter_layers().values():
+                layer.increlora_lambda["default"][0] = 0.3
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            loss = model(**tokens(0)).loss
+            penalty = tuner.orthogonality_loss()
+        loss.backward()
+        model.update_and_allocate(1)
+        found.append((tuner.growth["default"].importance.smoothed, penalty))
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0.1, atol=1e-6)
+
+
 def test_config_round_trip(tmp_path: Path) -> None:
     config = IncreLoraConfig.from_preset("code", target_modules=TARGETS, target_r=4, lora_alpha=32)
     config.save_pretrained(tmp_path)

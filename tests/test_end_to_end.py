@@ -1,0 +1,75 @@
+"""The smoke study through Snakemake, from nothing to every table and figure, with all methods."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from increlora.study.config import load_study
+from tests.study_helpers import ROOT, SMOKE
+from tests.test_workflow import copy
+
+pytest.importorskip("snakemake")
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "INCRELORA_STORE"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+    )
+
+
+def snakemake(folder: Path) -> subprocess.CompletedProcess[str]:
+    job = ("--config", "execution={job: method, gpu: 0}")
+    return command(folder, "snakemake", "--cores", "2", "--configfile", "config/smoke.yaml", *job)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = copy(tmp_path_factory.mktemp("study"))
+    result = snakemake(folder)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+def test_every_run_has_a_valid_record(done: Path) -> None:
+    study = load_study(SMOKE)
+    schema = json.loads((ROOT / "increlora/training/record.schema.json").read_text())
+    for settings in study.runs():
+        record = json.loads(settings.record_path(done / "results/runs").read_text())
+        jsonschema.validate(record, schema)
+        assert record["run"]["digest"] == settings.digest
+        if settings.kind in ("increlora", "adalora"):
+            assert record["allocation"]["events"]
+            assert record["allocation"]["total_rank"] <= record["allocation"]["budget_rank"]
+    assert command(done, "increlora", "verify", "config/smoke.yaml").returncode == 0
+
+
+@pytest.mark.slow
+def test_every_table_and_figure_is_there(done: Path) -> None:
+    for name in ("table1", "table2", "table3", "cost"):
+        for suffix in ("csv", "md", "tex"):
+            assert (done / f"results/smoke_{name}.{suffix}").stat().st_size > 100
+    for name in ("figure4", "figure5", "figure6", "growth"):
+        for suffix in ("png", "pdf", "csv"):
+            assert (done / f"figures/smoke_{name}.{suffix}").stat().st_size > 100
+    with (done / "results/smoke_table1.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["status"] for row in rows} <= {"complete", "collapsed", "ok"}, {row["status"] for row in rows}
+    shown = command(done, "increlora", "show", "config/smoke.yaml")
+    assert shown.returncode == 0
+    assert "IncreLoRA" in shown.stdout
+
+
+@pytest.mark.slow
+def test_run_again_has_nothing_to_do(done: Path) -> None:
+    result = snakemake(done)
+    assert "Nothing to be done" in result.stdout + result.stderr

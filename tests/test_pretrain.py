@@ -1,4 +1,4 @@
-"""Pretraining the mini backbone: the folder loads as any Hub model does, and the same settings give the same weights."""
+"""Pretraining the mini backbone: the folder loads as any Hub model does; the same settings, the same weights."""
 
 from __future__ import annotations
 

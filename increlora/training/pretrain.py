@@ -24,7 +24,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +56,7 @@ class PretrainSettings:
     intermediate_size: int = 256
     """Width of the feed-forward block, in features."""
     vocab_size: int = 1024
-    """Most entries in the tokenizer, special tokens and characters included; the corpus needs about 700."""
+    """Most entries in the tokenizer, special tokens and characters included; the corpus needs 499."""
     position_buckets: int = 16
     """Number of relative-position buckets on each side; distances up to half of it are exact."""
     max_position_embeddings: int = 128
@@ -63,7 +65,7 @@ class PretrainSettings:
     """Standard deviation of new weights, here and for the heads in fine-tuning (0.02 at width 768, scaled up to 64)."""
     dropout: float = 0.1
     """Dropout probability that is written into the config for fine-tuning; pretraining itself uses none."""
-    steps: int = 5500
+    steps: int = 5000
     """Number of optimizer steps."""
     batch_size: int = 32
     """Documents per step."""
@@ -98,7 +100,7 @@ class PretrainSettings:
             raise ValueError(f"vocab_size: {self.vocab_size} given; must be above {least} (special tokens, characters)")
 
 
-def pretrain(settings: PretrainSettings, out: Path, *, progress: bool = True) -> dict:
+def pretrain(settings: PretrainSettings, out: Path, *, progress: bool = True) -> dict[str, Any]:
     """Pretrain a backbone and write it to ``out`` as a folder that `from_pretrained` loads.
 
     The folder appears whole or not at all: it is written beside ``out`` under a temporary name and then renamed;
@@ -130,7 +132,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, progress: bool = True) ->
 # -- tokenizer ------------------------------------------------------------------------------------------------------
 
 
-def build_tokenizer(texts: list[list[str]], vocab_size: int, max_length: int):
+def build_tokenizer(texts: list[list[str]], vocab_size: int, max_length: int) -> Any:
     """A WordPiece tokenizer of the words of ``texts``, most frequent first; any other word is spelled in characters."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -185,7 +187,7 @@ class PretrainingData:
     spelling: Tensor
 
     @classmethod
-    def from_documents(cls, texts: list[list[str]], tokenizer, settings: PretrainSettings) -> PretrainingData:
+    def from_documents(cls, texts: list[list[str]], tokenizer: Any, settings: PretrainSettings) -> PretrainingData:
         """Pack ``texts``, leaving out most of the connectives where the objective asks for them."""
         rng = random.Random(settings.seed)
         connectives = set(corpus.CONNECTIVES.values())
@@ -201,7 +203,8 @@ class PretrainingData:
                 kept.append(sentence)
             packed.append((kept[0], kept[1]) if len(kept) == 2 else kept[0])
             left_out.append(dropped)
-        rows = [encoding.ids[: settings.max_position_embeddings] for encoding in tokenizer._tokenizer.encode_batch(packed)]
+        encoded = tokenizer.backend_tokenizer.encode_batch(packed)
+        rows = [encoding.ids[: settings.max_position_embeddings] for encoding in encoded]
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for position, row in enumerate(rows):
             ids[position, : len(row)] = torch.tensor(row)
@@ -221,11 +224,13 @@ class PretrainingData:
                     yield batches[number]
 
 
-def _neighbour_samples(rows: list[list[int]], vocabulary: int, rng: random.Random, k: int = 64) -> tuple[Tensor, Tensor]:
+def _neighbour_samples(
+    rows: list[list[int]], vocabulary: int, rng: random.Random, k: int = 64
+) -> tuple[Tensor, Tensor]:
     after: list[Counter[int]] = [Counter() for _ in range(vocabulary)]
     before: list[Counter[int]] = [Counter() for _ in range(vocabulary)]
     for row in rows[:20_000]:
-        for left, right in zip(row, row[1:], strict=False):
+        for left, right in pairwise(row):
             if right > MASK:
                 after[left][right] += 1
             if left > MASK:
@@ -241,13 +246,14 @@ def _neighbour_samples(rows: list[list[int]], vocabulary: int, rng: random.Rando
 
 def _spelling_samples(tokens: list[str], rng: random.Random, k: int = 8) -> Tensor:
     stems: dict[str, list[int]] = {}
-    words = {number: token for number, token in enumerate(tokens) if number > MASK and len(token) > 1 and token[0] != "#"}
-    for number, token in words.items():
-        stems.setdefault(token[:3], []).append(number)
-    everything = list(words)
-    return torch.tensor(
-        [rng.choices([n for n in stems.get(token[:3], ()) if n != i] or everything, k=k) for i, token in enumerate(tokens)]
-    )
+    words = [n for n, token in enumerate(tokens) if n > MASK and len(token) > 1 and not token.startswith("##")]
+    for number in words:
+        stems.setdefault(tokens[number][:3], []).append(number)
+    samples = []
+    for number, token in enumerate(tokens):
+        similar = [n for n in stems.get(token[:3], ()) if n != number]
+        samples.append(rng.choices(similar or words, k=k))
+    return torch.tensor(samples)
 
 
 @dataclass(frozen=True)
@@ -260,9 +266,7 @@ class Batch:
     connective: Tensor
 
 
-def corrupt(
-    data: PretrainingData, rows: Tensor, settings: PretrainSettings, generator: torch.Generator
-) -> Batch:
+def corrupt(data: PretrainingData, rows: Tensor, settings: PretrainSettings, generator: torch.Generator) -> Batch:
     """Mask or replace words of ``rows``.
 
     A sequence whose connective was left out stays whole but for a few masks; of the others one half is masked and the
@@ -308,33 +312,36 @@ def corrupt(
 # -- model and training ---------------------------------------------------------------------------------------------
 
 
-def backbone_config(settings: PretrainSettings, vocab_size: int):
+def backbone_config(settings: PretrainSettings, vocab_size: int) -> Any:
     """A `DebertaV2Config` with the structural flags of microsoft/deberta-v3-base and the sizes of ``settings``."""
     from transformers import DebertaV2Config
 
+    flags: dict[str, Any] = {
+        "relative_attention": True,
+        "max_relative_positions": -1,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": "p2c|c2p",
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+        "layer_norm_eps": 1e-7,
+        "hidden_act": "gelu",
+        "pooler_dropout": 0,
+        "pooler_hidden_act": "gelu",
+        "pooler_hidden_size": settings.hidden_size,
+        "position_buckets": settings.position_buckets,
+    }
     return DebertaV2Config(
+        **flags,
         vocab_size=vocab_size,
         hidden_size=settings.hidden_size,
         num_hidden_layers=settings.num_layers,
         num_attention_heads=settings.num_heads,
         intermediate_size=settings.intermediate_size,
         max_position_embeddings=settings.max_position_embeddings,
-        position_buckets=settings.position_buckets,
         hidden_dropout_prob=settings.dropout,
         attention_probs_dropout_prob=settings.dropout,
         initializer_range=settings.initializer_range,
-        relative_attention=True,
-        max_relative_positions=-1,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-        pos_att_type="p2c|c2p",
-        position_biased_input=False,
-        type_vocab_size=0,
-        layer_norm_eps=1e-7,
-        hidden_act="gelu",
-        pooler_dropout=0,
-        pooler_hidden_act="gelu",
-        pooler_hidden_size=settings.hidden_size,
         pad_token_id=PAD,
         bos_token_id=CLS,
         eos_token_id=SEP,
@@ -342,7 +349,7 @@ def backbone_config(settings: PretrainSettings, vocab_size: int):
 
 
 @torch.no_grad()
-def attend_to_equal_words(encoder: nn.Module, *, logit: float = 8.0, repel: float = 0.75) -> None:
+def attend_to_equal_words(encoder: Any, *, logit: float = 8.0, repel: float = 0.75) -> None:
     """Initialise the first head of the first two layers to look for the same word elsewhere in the sequence.
 
     Comparing two sentences word by word is what a model of this size otherwise finds last, long after pretraining
@@ -370,7 +377,7 @@ def attend_to_equal_words(encoder: nn.Module, *, logit: float = 8.0, repel: floa
 class PretrainingModel(nn.Module):
     """The encoder with a head for words (tied to the embeddings) and a head for replacements; heads are thrown away."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: Any) -> None:
         from transformers import DebertaV2Model
 
         super().__init__()
@@ -386,7 +393,7 @@ class PretrainingModel(nn.Module):
         self.replaced_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Each objective's mean loss on one batch, unweighted: words, replaced words, replaced sequences, connectives."""
+        """Each objective's mean loss on one batch, unweighted; "rtd_sequence" is the question asked at [CLS]."""
         hidden = self.deberta(input_ids=batch.ids, attention_mask=(batch.ids != PAD).long()).last_hidden_state
         chosen = batch.masked != _IGNORED
         asked = batch.connective != _IGNORED
@@ -414,7 +421,9 @@ def _binary_loss(logits: Tensor, target: Tensor) -> Tensor:
     return nn.functional.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
 
 
-def _train(model: PretrainingModel, data: PretrainingData, settings: PretrainSettings, *, progress: bool) -> list[float]:
+def _train(
+    model: PretrainingModel, data: PretrainingData, settings: PretrainSettings, *, progress: bool
+) -> list[float]:
     """Train ``model`` and return the loss of each step."""
     from tqdm import tqdm
 
@@ -437,7 +446,7 @@ def _train(model: PretrainingModel, data: PretrainingData, settings: PretrainSet
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, warmup, decay)
         losses = model.losses(corrupt(data, next(batches), settings, generator))
-        loss = sum(LOSS_WEIGHTS[name] * value for name, value in losses.items())
+        loss = torch.stack([LOSS_WEIGHTS[name] * value for name, value in losses.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -458,9 +467,9 @@ tags:
 ---
 # Backbone of increlora's `mini` study
 
-A DeBERTa-v3-style encoder ({parameters:,} parameters, {layers} layers, hidden size {hidden}), pretrained from scratch in
-{seconds:.0f} seconds on the built-in synthetic corpus of increlora. It is made for reproducing experiments without a
-network, not for real text: its vocabulary is {vocabulary} entries.
+A DeBERTa-v3-style encoder ({parameters:,} parameters, {layers} layers, hidden size {hidden}), pretrained from scratch
+in {seconds:.0f} seconds on the built-in synthetic corpus of increlora. It is made for reproducing experiments without
+a network, not for real text: its vocabulary is {vocabulary} entries.
 
 - Text: {documents:,} generated documents of one or two related sentences, a part of them joined by noisy connectives.
   No task labels; no sentence of an evaluation split.
@@ -472,7 +481,9 @@ network, not for real text: its vocabulary is {vocabulary} entries.
 """
 
 
-def _write(out: Path, model: PretrainingModel, tokenizer, settings: PretrainSettings, summary: dict) -> None:
+def _write(
+    out: Path, model: PretrainingModel, tokenizer: Any, settings: PretrainSettings, summary: dict[str, Any]
+) -> None:
     """Write config, weights, tokenizer and model card beside ``out``, then rename."""
     from safetensors.torch import save_file
 

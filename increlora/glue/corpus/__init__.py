@@ -19,14 +19,14 @@ from increlora.glue.corpus.discourse import CONNECTIVES, document
 from increlora.glue.corpus.grammar import Genre, Split
 
 DEFAULT_ROWS: dict[str, tuple[int, int]] = {
-    "cola": (1600, 400),
-    "sst2": (1600, 400),
-    "mrpc": (1600, 400),
-    "stsb": (1600, 400),
-    "qqp": (1600, 400),
-    "mnli": (1600, 400),
-    "qnli": (1600, 400),
-    "rte": (1600, 400),
+    "cola": (1200, 300),
+    "sst2": (1200, 300),
+    "mrpc": (1200, 300),
+    "stsb": (1200, 300),
+    "qqp": (1200, 300),
+    "mnli": (1200, 300),
+    "qnli": (1200, 300),
+    "rte": (1200, 300),
 }
 """Rows per task: (train, each evaluation split)."""
 
@@ -133,7 +133,11 @@ def noise_ceiling(task: str) -> float:
 
 
 def write_folder(path: str | Path, *, seed: int) -> None:
-    """Write all tasks to ``path`` as parquet, so that ``datasets.load_dataset(path, "rte")`` works (see `folder.py`)."""
+    """Write all tasks to ``path`` as parquet, so that ``datasets.load_dataset(path, "rte")`` works.
+
+    Raises:
+        FileExistsError: ``path`` exists.
+    """
     from increlora.glue.corpus.folder import write
 
     write(Path(path), seed=seed)

@@ -26,6 +26,7 @@ from increlora.glue.corpus.grammar import (
     other_time,
     other_verb,
     random_event,
+    same_choices,
     sibling_object,
     statement,
     swap_roles,
@@ -104,8 +105,9 @@ def hypothesis(event: Event, relation: int, rng: random.Random) -> Event | None:
     if relation == CONTRADICTION:
         if event.negated or rng.random() < 0.5:
             single = replace(event, count=1)
-            candidate = (attempt(rng, towards, single) if rng.random() < 0.7 else None) or single
-            return None if candidate.agent == SOMEONE else replace(candidate, negated=not candidate.negated)
+            named = [change for change in towards if change is not _someone]
+            candidate = (attempt(rng, named, single) if rng.random() < 0.7 else None) or single
+            return replace(candidate, negated=not candidate.negated)
         changed = attempt(rng, _EXCLUDE, event)
         return changed and _loosen(changed, event, rng)
     if rng.random() < 0.5:
@@ -132,13 +134,12 @@ def _loosen(changed: Event, event: Event, rng: random.Random) -> Event:
 
 def pair(relation: int, rng: random.Random, split: Split, genre: Genre = Genre.ALL) -> tuple[Event, Event]:
     """Two events in ``relation``, both on the side ``split`` of the hold-out."""
-    plan = rng.random()
-    while True:
-        choices = random.Random(plan)
+    for choices in same_choices(rng):
         first = premise(rng, choices, split, genre)
         second = hypothesis(first, relation, choices)
         if second is not None and event_split(first) is split and event_split(second) is split:
             return first, second
+    raise AssertionError("same_choices is endless")
 
 
 def mnli_row(rng: random.Random, split: Split, genre: Genre) -> dict:
@@ -161,5 +162,3 @@ def rte_row(rng: random.Random, split: Split) -> dict:
         extra = statement(random_event(rng, split, modifiers=0.0), rng)
         text = f"{text} and {extra}" if rng.random() < 0.5 else f"{extra} and {text}"
     return {"sentence1": text, "sentence2": statement(second, rng, passive=0.3), "label": label}
-
-

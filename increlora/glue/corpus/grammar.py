@@ -10,14 +10,17 @@ say anything about one triple are therefore on the same side, however many rows 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
+from typing import TypeVar
 from zlib import crc32
 
 from increlora.glue.corpus import lexicon
 from increlora.glue.corpus.lexicon import NOUNS, VERBS, article
+
+T = TypeVar("T")
 
 SOMEONE = "someone"
 SOMETHING = "something"
@@ -126,24 +129,34 @@ def random_event(
     )
 
 
-def attempt(
-    rng: random.Random, changes: Iterable[Callable[[Event, random.Random], Event | None]], event: Event
-) -> Event | None:
-    """Apply the first of ``changes``, in random order, that changes ``event``; None if none does.
+def same_choices(rng: random.Random, *, patience: int = 200) -> Iterator[random.Random]:
+    """Endless sources of randomness that all make the same choices; after ``patience`` of them, others.
 
-    The result may lie on the other side of the hold-out. Callers then start again with another event and the *same*
-    random choices (`random.Random(plan)`), so that each kind of change is as frequent in evaluation as in training.
+    A row draws its changes of meaning from the first and starts again with another event and the next one until the
+    result is in its split. So each kind of change is as frequent in evaluation, where few events fit, as in training.
     """
-    options = list(changes)
-    rng.shuffle(options)
-    for change in options:
+    while True:
+        plan = rng.random()
+        for _ in range(patience):
+            yield random.Random(plan)
+
+
+def attempt(
+    rng: random.Random, changes: Sequence[Callable[[Event, random.Random], Event | None]], event: Event
+) -> Event | None:
+    """Apply one of ``changes`` to ``event``: the first one from a random place on that fits; None if none does.
+
+    The result may lie on the other side of the hold-out (see `same_choices`).
+    """
+    start = rng.randrange(len(changes)) if changes else 0
+    for change in (*changes[start:], *changes[:start]):
         changed = change(event, rng)
         if changed is not None and changed != event:
             return changed
     return None
 
 
-def other(rng: random.Random, options: Iterable, current: object):
+def other(rng: random.Random, options: Iterable[T], current: T | None) -> T:
     """A random member of ``options`` that is not ``current``."""
     return rng.choice([option for option in options if option != current])
 
@@ -233,22 +246,17 @@ def person(lemma: str, rng: random.Random, synonyms: float = 0.0) -> str:
     return "the " + _pick(rng, lemma, NOUNS[lemma].synonym, synonyms)
 
 
-def things(event: Event, rng: random.Random, synonyms: float, *, definite: bool = False) -> str:
-    """The noun phrase of the event's object: ``a red rose``, ``three roses``, ``the rose`` or a person."""
+def things(event: Event, rng: random.Random, synonyms: float) -> str:
+    """The noun phrase of the event's object: ``a red rose``, ``three roses`` or a person."""
     if event.object == SOMETHING:
         return SOMETHING
     if takes_person(event):
         return person(event.object, rng, synonyms)
     noun = NOUNS[event.object]
-    use_synonym = noun.synonym is not None and rng.random() < synonyms
-    if event.count == 1:
-        word = noun.synonym if use_synonym else noun.lemma
-    else:
-        word = noun.synonym_plural if use_synonym else noun.plural
+    forms = (noun.lemma, noun.synonym) if event.count == 1 else (noun.plural, noun.synonym_plural)
+    word = _pick(rng, *forms, synonyms)
     if event.adjective:
         word = _pick(rng, event.adjective, lexicon.ADJECTIVE_SYNONYMS[event.adjective], synonyms) + " " + word
-    if definite:
-        return "the " + word
     if event.count == 0:
         return "some " + word
     return (article(word) if event.count == 1 else lexicon.NUMBERS[event.count]) + " " + word

@@ -81,7 +81,7 @@ worker: farm: baker farmer=grower driver
 
 MATCHED_GENRES = frozenset({"garden", "music", "clothes", "home", "books"})
 
-NAMES = tuple(["anna", "ben", "clara", "david", "emma", "frank", "grace", "henry", "irene", "jack"])
+NAMES = ("anna", "ben", "clara", "david", "emma", "frank", "grace", "henry", "irene", "jack")
 
 # verb[=synonym] <> opposite[=synonym]; irregular past and participle after "/".
 _THING_VERBS = """
@@ -122,9 +122,9 @@ TIMES = ("yesterday", "today", "on monday", "on friday", "in may", "in june")
 NUMBERS = {1: "a", 2: "two", 3: "three", 4: "four", 5: "five"}
 
 # Sentiment: words for SST-2, positive against negative.
-PRAISE = tuple(["good", "great", "superb", "funny", "charming", "clever", "moving", "fresh", "brilliant", "lovely"])
-BLAME = tuple(["bad", "awful", "dull", "boring", "clumsy", "stupid", "tedious", "stale", "ugly", "silly"])
-ASPECTS = tuple(["film", "movie", "plot", "cast", "script", "acting", "music", "ending", "comedy", "drama"])
+PRAISE = ("good", "great", "superb", "funny", "charming", "clever", "moving", "fresh", "brilliant", "lovely")
+BLAME = ("bad", "awful", "dull", "boring", "clumsy", "stupid", "tedious", "stale", "ugly", "silly")
+ASPECTS = ("film", "movie", "plot", "cast", "script", "acting", "music", "ending", "comedy", "drama")
 INTENSIFIERS = ("very", "really", "quite", "so", "truly")
 ENJOY = ("enjoyed", "liked", "admired", "recommend")
 REGRET = ("regretted", "disliked", "endured", "detest")

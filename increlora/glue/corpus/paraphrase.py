@@ -19,6 +19,7 @@ from increlora.glue.corpus.grammar import (
     other_time,
     other_verb,
     random_event,
+    same_choices,
     sibling_object,
     statement,
     swap_roles,
@@ -48,7 +49,15 @@ CHANGES = (
 GRADED_CHANGES = tuple(change for change in CHANGES if change not in (negate, swap_roles))
 
 # What each part of an event contributes to STS-B's similarity (relative weights).
-SIMILARITY_WEIGHTS = {"agent": 1.2, "verb": 1.3, "object": 1.3, "adjective": 0.5, "place": 0.6, "time": 0.5, "count": 0.4}
+SIMILARITY_WEIGHTS = {
+    "agent": 1.2,
+    "verb": 1.3,
+    "object": 1.3,
+    "adjective": 0.5,
+    "place": 0.6,
+    "time": 0.5,
+    "count": 0.4,
+}
 SIMILARITY_NOISE = 0.35  # standard deviation of the annotators, in points of the 0-5 scale
 
 
@@ -60,12 +69,12 @@ def statable_event(rng: random.Random, split: Split) -> Event:
 
 def restated(same: bool, rng: random.Random, split: Split) -> tuple[Event, Event]:
     """Two events that are the same, or of which the second has one part of its meaning changed."""
-    plan = rng.random()
-    while True:
+    for choices in same_choices(rng):
         first = statable_event(rng, split)
-        second = first if same else attempt(random.Random(plan), CHANGES, first)
+        second = first if same else attempt(choices, CHANGES, first)
         if second is not None and event_split(second) is split:
             return first, second
+    raise AssertionError("same_choices is endless")
 
 
 def mrpc_row(rng: random.Random, split: Split) -> dict:
@@ -93,31 +102,27 @@ def similarity(first: Event, second: Event) -> float:
     return 5.0 * shared / total
 
 
-def graded_event(event: Event, changes: int, rng: random.Random, split: Split) -> Event:
-    """``event`` after up to ``changes`` changes of meaning; many changes give an unrelated event."""
-    if changes > 5:
-        return random_event(rng, split)
-    graded = event
-    for _ in range(changes):
-        graded = attempt(rng, GRADED_CHANGES, graded) or graded
-    return graded
+def graded_pair(rng: random.Random, split: Split, wanted: float, *, tolerance: float = 0.6) -> tuple[Event, Event]:
+    """Two events whose `similarity` is within ``tolerance`` of ``wanted``; few shared parts give unrelated events."""
+    while True:
+        first = random_event(rng, split, modifiers=0.35)
+        if wanted < 1.0:
+            second = random_event(rng, split, modifiers=0.35)
+        else:
+            second = first
+            for _ in range(round(max(0.0, (5.0 - wanted) / 1.3 + rng.uniform(-0.5, 0.5)))):
+                second = attempt(rng, GRADED_CHANGES, second) or second
+        in_split = event_split(second) is split and second.agent != second.object
+        if in_split and abs(similarity(first, second) - wanted) <= tolerance:
+            return first, second
 
 
 def stsb_row(rng: random.Random, split: Split) -> dict:
     """One STS-B row; the score is the similarity plus the annotators' noise, in [0, 5], roughly uniform."""
-    first = random_event(rng, split, modifiers=0.35)
-    wanted = rng.uniform(0.0, 5.0)
-    candidates = [graded_event(first, changes, rng, split) for changes in (0, 1, 2, 3, 4, 6)]
-    candidates.append(replace(candidates[-1], agent=first.agent) if rng.random() < 0.5 else candidates[-1])
-    usable = [event for event in candidates if _usable(event, split)]
-    second = min(usable, key=lambda event: abs(similarity(first, event) - wanted))
+    first, second = graded_pair(rng, split, rng.uniform(0.0, 5.0))
     score = similarity(first, second) + rng.gauss(0.0, SIMILARITY_NOISE)
     return {
         "sentence1": statement(first, rng),
         "sentence2": statement(second, rng),
         "label": round(min(5.0, max(0.0, score)), 3),
     }
-
-
-def _usable(event: Event, split: Split) -> bool:
-    return event_split(event) is split and event.agent != event.object

@@ -22,6 +22,7 @@ from increlora.glue.corpus.grammar import (
     other_verb,
     person,
     random_event,
+    same_choices,
     sibling_object,
     split_of,
     statement,
@@ -46,11 +47,11 @@ _OPEN = (Asked.AGENT, Asked.OBJECT, Asked.PLACE, Asked.TIME)
 
 
 def question_split(event: Event, asked: Asked) -> Split:
-    """The side of the hold-out that a question is on: decided by the parts that it shows and by what it asks."""
+    """The side of the hold-out that a question is on: "who bought a rose ?" goes with "someone bought a rose"."""
     if asked is Asked.AGENT:
-        return split_of((event.verb, event.object, "who"))
+        return split_of((SOMEONE, event.verb, event.object))
     if asked is Asked.OBJECT:
-        return split_of((event.agent, event.verb, "what"))
+        return split_of((event.agent, event.verb, SOMEONE if takes_person(event) else SOMETHING))
     return event_split(event)
 
 
@@ -120,12 +121,13 @@ def other_question(event: Event, asked: Asked, rng: random.Random) -> tuple[Even
 def questions(same: bool, rng: random.Random, split: Split) -> tuple[tuple[Event, Asked], tuple[Event, Asked]]:
     """Two questions that ask the same or not; one in four asks for the truth, one in three is negative."""
     asked = rng.choice((*_OPEN, Asked.TRUTH))
-    plan, negated = rng.random(), rng.random() < 1 / 3
-    while True:
+    negated = rng.random() < 1 / 3
+    for choices in same_choices(rng):
         event = replace(askable_event(rng, asked, split), negated=negated)
-        second = (event, asked) if same else other_question(event, asked, random.Random(plan))
+        second = (event, asked) if same else other_question(event, asked, choices)
         if second is not None and question_split(*second) is split:
             return (event, asked), second
+    raise AssertionError("same_choices is endless")
 
 
 def qqp_row(rng: random.Random, split: Split) -> dict:
@@ -164,12 +166,13 @@ def _answer(event: Event, asked: Asked, answered: bool, rng: random.Random) -> E
 
 def exchange(answered: bool, rng: random.Random, split: Split) -> tuple[Event, Asked, Event]:
     """An event, the part of it that a question asks for, and an event whose statement answers the question or not."""
-    plan, asked = rng.random(), rng.choice(_OPEN)
-    while True:
+    asked = rng.choice(_OPEN)
+    for choices in same_choices(rng):
         event = askable_event(rng, asked, split)
-        reply = _answer(event, asked, answered, random.Random(plan))
+        reply = _answer(event, asked, answered, choices)
         if reply is not None and event_split(reply) is split:
             return replace(event, place=None, time=None), asked, reply
+    raise AssertionError("same_choices is endless")
 
 
 def qnli_row(rng: random.Random, split: Split) -> dict:

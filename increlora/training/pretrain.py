@@ -65,7 +65,7 @@ class PretrainSettings:
     """Standard deviation of new weights, here and for the heads in fine-tuning (0.02 at width 768, scaled up to 64)."""
     dropout: float = 0.1
     """Dropout probability that is written into the config for fine-tuning; pretraining itself uses none."""
-    steps: int = 5000
+    steps: int = 8000
     """Number of optimizer steps."""
     batch_size: int = 32
     """Documents per step."""

@@ -17,6 +17,7 @@ from typing import Any
 from increlora.errors import ConfigError, IncreLoraError, unknown
 
 RECORDS = "results/runs"
+CONFIG = "config/config.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -204,8 +205,8 @@ def _parser() -> argparse.ArgumentParser:
         found = commands.add_parser(name, help=text, description=text)
         found.set_defaults(command=function)
         if config:
-            text = "YAML file, or inline YAML '{...}'; later ones win"
-            found.add_argument("config", nargs="+", metavar="CONFIG", help=text)
+            text = f"YAML file, or inline YAML '{{...}}'; later ones win (default: {CONFIG})"
+            found.add_argument("config", nargs="*", default=[CONFIG], metavar="CONFIG", help=text)
         if records:
             found.add_argument("--records", default=RECORDS, metavar="FOLDER", help=f"finished runs ({RECORDS})")
         return found

@@ -25,7 +25,7 @@ class Trainer(types.ModuleType):
         self.trained: list[tuple[str, int, object]] = []
         self.broken_seeds: set[int] = set()
 
-    def run(self, settings: RunSettings, *, ranks: object, progress: bool) -> dict:
+    def run(self, settings: RunSettings, *, ranks: object, progress: bool, tensorboard: str | None) -> dict:
         self.trained.append((settings.method, settings.seed, ranks))
         if settings.seed in self.broken_seeds:
             raise RuntimeError("out of memory")

@@ -125,7 +125,9 @@ def finish(
     from increlora.training.run import discard_checkpoint, run
 
     log.debug("%s: training (digest %s)", settings.label, settings.digest)
-    record = portable(run(settings, ranks=source_ranks(settings, ranks_from), progress=progress))
+    ranks = source_ranks(settings, ranks_from)
+    tensorboard = os.environ.get("INCRELORA_TENSORBOARD")
+    record = portable(run(settings, ranks=ranks, progress=progress, tensorboard=tensorboard))
     if _is_first_process():
         store.put(record)
         discard_checkpoint(settings)

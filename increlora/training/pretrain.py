@@ -472,7 +472,8 @@ in {seconds:.0f} seconds on the built-in synthetic corpus of increlora. It is ma
 a network, not for real text: its vocabulary is {vocabulary} entries.
 
 - Text: {documents:,} generated documents of one or two related sentences, a part of them joined by noisy connectives.
-  No task labels; no sentence of an evaluation split.
+  No sentence of an evaluation split. No task labels, but a connective tells how two sentences relate, so naming it
+  is a weak supervision for the pair tasks.
 - Objective: {objective}; final loss {loss:.3f} (last tenth of {steps:,} steps).
 
 ```json

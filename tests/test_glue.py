@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,17 @@ def test_builtin_corpus_loads_like_a_folder_of_parquet_files(task: str, glue_fol
     assert read.train.labels == pytest.approx(built.train.labels)  # GLUE keeps STS-B's scores as float32
     assert tuple(read.evaluation) == TASKS[task].eval_splits
     assert all(len(examples) == 20 for examples in read.evaluation.values())
+
+
+def test_a_folder_is_read_as_it_is_now(tmp_path: Path) -> None:
+    from increlora.glue.corpus import write_folder
+
+    found = []
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / "glue", ignore_errors=True)
+        write_folder(tmp_path / "glue", seed=seed)
+        found.append(load_task("rte", source="local", path=str(tmp_path / "glue")).fingerprint)
+    assert found[0] != found[1]
 
 
 def test_hub_name_is_resolved_like_a_folder(glue_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

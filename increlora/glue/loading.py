@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,9 +84,10 @@ def _load_dataset(task: str, where: str) -> Mapping[str, Any]:
     import datasets
 
     datasets.disable_progress_bars()
-    if Path(where).is_dir():
-        where = str(Path(where).resolve())
     try:
+        if Path(where).is_dir():
+            # a folder is read as it is now: the library's cache goes by file names and would not see changed content
+            return datasets.load_dataset(str(Path(where).resolve()), task, streaming=True)
         return datasets.load_dataset(where, task)
     except Exception as error:  # the library raises a dozen kinds, all of them about the place or the name
         raise IncreLoraError(
@@ -121,8 +123,8 @@ def _is_label(spec: Task, label: Any) -> bool:
 
 def _columns(rows: Any, names: Iterable[str], where: str, limit: int | None) -> list[list[Any]]:
     """Columns as lists, from a list of rows or a `datasets.Dataset`."""
-    if isinstance(rows, list):
-        rows = rows[:limit]
+    if not hasattr(rows, "select"):  # rows as dictionaries
+        rows = list(itertools.islice(rows, limit))
         have = set(rows[0]) if rows else set(names)
     else:
         rows = rows.select(range(min(limit, len(rows)))) if limit else rows

@@ -53,7 +53,7 @@ if EXECUTION.job == "method":
                 mem_mb=EXECUTION.mem_mb,
                 runtime=EXECUTION.runtime * len(method_records(METHOD)),
             params:
-                config=config_arguments(),
+                config=lambda wildcards: config_arguments(),
                 method=METHOD,
                 runs=[run.digest for run in STUDY.runs() if run.method == METHOD],
             shell:

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream=sys.stderr,
     )
     if not options.verbose:
-        for chatty in ("httpx", "urllib3", "filelock", "fsspec", "matplotlib"):
+        for chatty in ("httpx", "urllib3", "filelock", "fsspec", "matplotlib", "fontTools"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         return options.command(options) or 0

@@ -60,35 +60,3 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """bfloat16 autocast where the settings and the device call for it; master weights stay float32."""
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
-
-
-class MemoryMeter:
-    """Peak memory of a run in MiB: allocated on a GPU, otherwise the process's resident memory above the start.
-
-    On Linux the kernel's high-water mark is reset at the start, so that runs in one process do not see each other's
-    peak; memory that an earlier run has returned to the allocator, but not to the system, is not seen.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        else:
-            with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
-            self.start = _status_mb("VmRSS")
-
-    def peak(self) -> float | None:
-        """MiB, or ``None`` where the system does not tell."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
-        peak = _status_mb("VmHWM")
-        return None if peak is None or self.start is None else peak - self.start
-
-
-def _status_mb(key: str) -> float | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:")), None)

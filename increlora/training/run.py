@@ -35,7 +35,8 @@ from increlora.training import backbone as backbones
 from increlora.training.batches import Encoded, collate, encode, epoch_order, evaluation_order
 from increlora.training.checkpoint import Checkpoint, set_random_state
 from increlora.training.deberta import slice_relative_positions
-from increlora.training.device import MemoryMeter, autocast, device_slot
+from increlora.training.device import autocast, device_slot
+from increlora.training.memory import MIB, LiveTensors, resident_tensors
 from increlora.training.provenance import provenance
 from increlora.training.settings import RunSettings
 
@@ -59,6 +60,7 @@ class Progress:
         losses: training losses since the last evaluation.
         seconds: training time of earlier sessions of this run.
         step_seconds: time of every optimizer step.
+        peak_memory: bytes at the peak of the step that was measured, where the device does not tell.
         status: ``completed`` until proven otherwise.
     """
 
@@ -70,6 +72,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
+    peak_memory: int | None = None
     status: str = "completed"
     reason: str | None = None
 
@@ -133,7 +136,8 @@ class _Run:
         self.data = load_task(settings.task, **settings.data.model_dump())
         self.total, self.per_epoch, self.warmup = steps_of(settings, len(self.data.train))
         self.train, self.evaluation = self._encode(self.data)
-        self.memory = MemoryMeter(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         self.adaptation = self._adapt(ranks)
         self.checkpoint = Checkpoint(settings.digest)
         self.progress = Progress()
@@ -206,7 +210,7 @@ class _Run:
         )
 
     def _train(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-        training, progress, adaptation = self.settings.training, self.progress, self.adaptation
+        progress, adaptation = self.progress, self.adaptation
         session_start = saved = time.monotonic()
         orthogonality_every = max(1, self.total // ORTHOGONALITY_POINTS)
         self._note_orthogonality(0, orthogonality_every)
@@ -220,22 +224,11 @@ class _Run:
             leave=False,
         )
         for rows in self._batches(progress.step):
-            began = time.perf_counter()
-            loss = self._gradients(rows)
+            loss = self._measured_step(rows, optimizer, scheduler)
             if not math.isfinite(loss):
                 progress.status, progress.reason = "diverged", f"loss is {loss} at step {progress.step + 1}"
                 break
-            if training.max_grad_norm is not None:
-                parameters = [p for p in adaptation.model.parameters() if p.grad is not None]
-                nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
-            progress.step += 1
-            adaptation.before_step(progress.step)
-            optimizer.step()
-            scheduler.step()
-            adaptation.after_step(progress.step)
-            optimizer.zero_grad()
             progress.losses.append(loss)
-            progress.step_seconds.append(time.perf_counter() - began)
             self._note_orthogonality(progress.step, orthogonality_every)
             self._log(loss, scheduler)
             if self._evaluates_at(progress.step):
@@ -248,6 +241,40 @@ class _Run:
                 saved = time.monotonic()
         bar.close()
         progress.seconds += time.monotonic() - session_start
+
+    def _measured_step(self, rows: list[int], optimizer: torch.optim.Optimizer, scheduler: Any) -> float:
+        """One step with its time; on a CPU a step early in training (while ranks grow) has its memory followed."""
+        progress = self.progress
+        if self.device.type == "cpu" and progress.peak_memory is None and progress.step >= self.total // 4:
+            with LiveTensors(resident_tensors(self.adaptation.model, optimizer)) as tensors:
+                loss = self._step(rows, optimizer, scheduler)
+            progress.peak_memory = tensors.peak
+            return loss
+        began = time.perf_counter()
+        loss = self._step(rows, optimizer, scheduler)
+        progress.step_seconds.append(time.perf_counter() - began)
+        return loss
+
+    def _step(self, rows: list[int], optimizer: torch.optim.Optimizer, scheduler: Any) -> float:
+        """One optimizer step, left out if the loss is not finite; returns the loss."""
+        max_grad_norm, adaptation = self.settings.training.max_grad_norm, self.adaptation
+        loss = self._gradients(rows)
+        if math.isfinite(loss):
+            if max_grad_norm is not None:
+                parameters = [p for p in adaptation.model.parameters() if p.grad is not None]
+                nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            self.progress.step += 1
+            adaptation.before_step(self.progress.step)
+            optimizer.step()
+            scheduler.step()
+            adaptation.after_step(self.progress.step)
+            optimizer.zero_grad()
+        return loss
+
+    def _peak_memory_mb(self) -> float | None:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / MIB
+        return None if self.progress.peak_memory is None else self.progress.peak_memory / MIB
 
     def _batches(self, done: int) -> Iterator[list[int]]:
         """Rows of the batches that are still to come."""
@@ -417,7 +444,7 @@ class _Run:
             "wall_seconds": round(time.monotonic() - self.clock, 3),
             "train_seconds": round(progress.seconds, 3),
             "step_ms": round(1000 * statistics.median(progress.step_seconds), 3) if progress.step_seconds else None,
-            "peak_memory_mb": self.memory.peak(),
+            "peak_memory_mb": self._peak_memory_mb(),
             "optimizer_state": _numbers(optimizer.state_dict()["state"])
             + _numbers(optimizer.state_dict().get("increlora")),
             "peak_trainable": self.adaptation.peak_trainable(),

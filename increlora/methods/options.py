@@ -193,7 +193,7 @@ class IncreLoraOptions(SvdLoraOptions):
     score_reduction: Literal["mean", "sum_sqrt"] | None = None
     """Mean of |dW * grad| over its entries (paper), or sum over sqrt(entries) (authors' code)."""
     score_window: int | None = Field(default=None, ge=1)
-    """Steps scored before each growth; null for all."""
+    """Steps scored before each growth; null for as many as the smoothing remembers."""
     advance_learning: bool = True
     """Train each module's next component before it is activated."""
     restart_warmup: bool = True

@@ -158,8 +158,8 @@ def _notes(results: Results, rows: Sequence[dict[str, Any]], per_rank: float | N
     notes = [
         "Counts are numbers, not bytes, and leave out pooler and classifier and their two moments (Full FT counts "
         "everything). At peak: the most parameters that had a gradient at once. Optimizer state: at the end of "
-        "training. Memory: measured peak, frozen weights and activations included; on a GPU of the whole run, on a CPU of "
-        "all tensors in one step a quarter of the way through training.",
+        "training. Memory: measured peak, frozen weights and activations included; on a GPU of the whole run, on a "
+        "CPU of all tensors in one step a quarter of the way through training.",
         "Paper: numbers kept for training with AdamW by the paper's formulas"
         + (
             ""

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from increlora.errors import ConfigError
 from increlora.tuner.config import IncreLoraConfig
 
+FORGOTTEN = 1e-9
+"""Weight in the smoothed importance below which a step does not matter; float32 rounds at 6e-8."""
+
 
 @dataclass(frozen=True)
 class GrowthSchedule:
@@ -48,6 +51,15 @@ class GrowthSchedule:
         return max(0, (steps - self.first) // self.interval + 1)
 
 
+def score_window(config: IncreLoraConfig) -> int | None:
+    """Steps that are scored before each event, ``None`` for all: what is older has a weight below `FORGOTTEN`."""
+    if config.score_window == "all":
+        return None
+    if config.score_window is not None:
+        return config.score_window
+    return math.ceil(math.log(FORGOTTEN) / math.log(max(config.beta1, config.beta2)))
+
+
 def resolve_schedule(
     config: IncreLoraConfig, *, total_step: int, warmup_steps: int, modules: int, initial_rank: int, budget: int
 ) -> GrowthSchedule:
@@ -67,7 +79,8 @@ def resolve_schedule(
     interval = config.deltaT if config.deltaT is not None else max(1, warmup_steps)
     first = interval + (interval if config.tinit == "deltaT" else config.tinit)
     missing = budget - initial_rank
-    schedule = GrowthSchedule(first, interval, config.top_h or 1, config.ranks_per_event, config.score_window)
+    window = score_window(config)
+    schedule = GrowthSchedule(first, interval, config.top_h or 1, config.ranks_per_event, window)
     if missing <= 0:
         return schedule
     if config.top_h is None:
@@ -87,7 +100,7 @@ def resolve_schedule(
                 f"ranks_per_event to {math.ceil(missing / (events * modules))} or growth_end, or lower deltaT "
                 f"({interval})",
             )
-        schedule = GrowthSchedule(first, interval, top_h, config.ranks_per_event, config.score_window)
+        schedule = GrowthSchedule(first, interval, top_h, config.ranks_per_event, window)
     else:
         events = schedule.events_within(total_step)
         top_h = min(config.top_h, modules)

@@ -49,8 +49,8 @@ class IncreLoraConfig(PeftConfig):
         beta2: smoothing of its uncertainty (paper, equation of ``U``).
         score_reduction: ``"mean"`` over the entries of ``|dW * grad(dW)|`` (paper); ``"sum_sqrt"``: sum divided by the
             square root of their number (authors' code), which favours large matrices.
-        score_window: score only so many steps before each event; ``None`` scores every step. The smoothing forgets:
-            at 0.85, 64 steps change the scores by 0.3 % at most and 128 by nothing measurable.
+        score_window: score only so many steps before each event, or ``"all"``. ``None``: as many as the smoothing
+            remembers to 1e-9 (128 at 0.85), so that a longer window changes the scores by no more than rounding.
         orth_reg_weight: coefficient of the orthogonality regulariser in the training loss.
         orth_reg: ``"squared"``: sum over modules of ``||A A^T - I||_F^2 + ||B^T B - I||_F^2`` (paper); ``"frobenius"``:
             mean over all A and B of the norm, not squared (authors' code); ``"component"``: the mean over single
@@ -86,7 +86,7 @@ class IncreLoraConfig(PeftConfig):
     beta1: float = 0.85
     beta2: float = 0.85
     score_reduction: ScoreReduction = "mean"
-    score_window: int | None = None
+    score_window: int | Literal["all"] | None = None
     orth_reg_weight: float = 0.1
     orth_reg: OrthReg = "squared"
     advance_learning: bool = True
@@ -119,12 +119,16 @@ class IncreLoraConfig(PeftConfig):
             require("target_r", self.target_r >= self.init_r, f"init_r ({self.init_r}) or more")
         for name in ("beta1", "beta2"):
             require(name, 0 < getattr(self, name) < 1, "between 0 and 1, both excluded")
-        for name in ("deltaT", "top_h", "score_window", "total_step"):
+        for name in ("deltaT", "top_h", "total_step"):
             require(name, getattr(self, name) is None or getattr(self, name) >= 1, "1 or more, or None")
         require(
             "tinit",
             self.tinit == "deltaT" or (isinstance(self.tinit, int) and self.tinit >= 0),
             "0 or more, or 'deltaT'",
+        )
+        window = self.score_window
+        require(
+            "score_window", window in (None, "all") or (isinstance(window, int) and window >= 1), "1 or more, or 'all'"
         )
         require("growth_end", 0 < self.growth_end <= 1, "in (0, 1]")
         require("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)")

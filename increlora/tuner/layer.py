@@ -148,13 +148,10 @@ class IncreLoraLayer(BaseTunerLayer):
         self._set_borders(adapter)
 
     def close(self, adapter: str) -> None:
-        """End growth: the reserve is switched off and its rows become spare (paper: lambda = 0)."""
+        """End growth: reserve and spare rows go (paper: lambda = 0); what is left costs as much as LoRA."""
         components = self.components[adapter]
         components.reserve, components.recorder = 0, None
-        with torch.no_grad():
-            self.increlora_A[adapter][components.rank :] = 0
-            self.increlora_B[adapter][:, components.rank :] = 0
-            self.increlora_lambda[adapter][components.rank :] = 0
+        self._resize(adapter, components.rank)
         self._set_borders(adapter)
 
     def restore_reserve(self, adapter: str, saved: dict[str, Any]) -> None:

@@ -422,19 +422,22 @@ class IncreLoraModel(BaseTuner):
         """Give every layer the rank of the saved tensors, whatever rank it has now, and pad them to its storage."""
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         tuner = find_tuner(model)
+        layers = []
         for name, layer in _named_layers(model, adapter_name):
-            keys = {kind: f"{name}.increlora_{kind}.{adapter_name}" for kind in ("A", "B", "lambda")}
-            if keys["lambda"] not in mapped:
-                continue
-            rank = mapped[keys["lambda"]].shape[0]
+            names = {kind: f"{name}.increlora_{kind}.{adapter_name}" for kind in ("A", "B", "lambda")}
+            if names["lambda"] in mapped:
+                layers.append((layer, names))
+        for layer, names in layers:
+            rank = mapped[names["lambda"]].shape[0]
             layer.set_rank(adapter_name, rank, config.ranks_per_event if adapter_name in tuner.growth else 0)
-            for kind, key in keys.items():
-                parameter = getattr(layer, f"increlora_{kind}")[adapter_name]
-                padded = parameter.detach().clone()
-                padded[(slice(None), slice(rank)) if kind == "B" else (slice(rank),)] = mapped[key].to(padded)
-                mapped[key] = padded
         if adapter_name in tuner.growth:
             tuner._finish_if_full(adapter_name)
+        for layer, names in layers:
+            rank = layer.rank(adapter_name)
+            for kind, key in names.items():
+                padded = getattr(layer, f"increlora_{kind}")[adapter_name].detach().clone()
+                padded[(slice(None), slice(rank)) if kind == "B" else (slice(rank),)] = mapped[key].to(padded)
+                mapped[key] = padded
         tuner.growth_version += 1
         return mapped
 

@@ -3,16 +3,18 @@
 A component that starts to train late must not inherit the step count of its matrix (it would over-step by up to 3.9
 times the learning rate), and with restarted warmup it follows its own warmup (paper, section 3). The result equals
 ``torch.optim.AdamW`` with one parameter group per birth. All adapter tensors of a device are updated in one flat
-vector, so a step costs a dozen kernels whatever the number of modules.
+vector and their own rates by broadcasting, so a step costs a few dozen kernels whatever the number of modules.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -50,13 +52,11 @@ class WarmupDecay:
 
 @dataclass
 class _Member:
-    """One adapter tensor in a bucket: its rows are components, whatever its layout. The tensor itself is looked up anew
-    each time, because growth may replace it."""
+    """One adapter tensor in a bucket. The tensor itself is looked up anew each time, because growth may replace it."""
 
     layer: IncreLoraLayer
     adapter: str
     kind: str  # A, B or lambda
-    shape: torch.Size = field(default_factory=torch.Size)
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -70,15 +70,46 @@ class _Member:
         components = self.layer.components[self.adapter]
         return components.rank if self.kind == "lambda" else components.trained
 
-    def rows(self) -> int:
-        return self.shape[self.component_dim]
 
-    def row_index(self, offset: int, device: torch.device) -> Tensor:
-        """The bucket's row number of every element, flattened."""
-        view = [1] * len(self.shape)
-        view[self.component_dim] = -1
-        rows = torch.arange(offset, offset + self.rows(), device=device, dtype=torch.int32)
-        return rows.view(view).expand(self.shape).reshape(-1)
+class _Layout:
+    """Where the elements and the components of every tensor lie in a bucket's flat vectors.
+
+    Tensors of one kind and shape lie side by side, so what belongs to a component reaches its elements by broadcasting.
+
+    Args:
+        members: the bucket's tensors.
+        shapes: of each of them.
+    """
+
+    def __init__(self, members: list[_Member], shapes: list[torch.Size]):
+        self.shapes = shapes
+        self.rows = [shape[member.component_dim] for member, shape in zip(members, shapes, strict=True)]
+        self.order = sorted(range(len(members)), key=lambda i: (members[i].kind, shapes[i], i))
+        self.groups: list[tuple[slice, slice, torch.Size, torch.Size]] = []  # elements, rows and their shapes
+        elements = rows = 0
+        for (kind, shape), group in itertools.groupby(self.order, key=lambda i: (members[i].kind, shapes[i])):
+            count = len(list(group))
+            broadcast = torch.Size([count, 1, shape[1]] if kind == "B" else [count, shape[0], *[1] * (len(shape) - 1)])
+            more = (count * shape.numel(), broadcast.numel())
+            places = (slice(elements, elements + more[0]), slice(rows, rows + more[1]))
+            self.groups.append((*places, torch.Size([count, *shape]), broadcast))
+            elements, rows = elements + more[0], rows + more[1]
+
+    def join(self, pieces: list[Tensor]) -> Tensor:
+        """One tensor per member to a flat vector."""
+        return torch.cat([pieces[i].reshape(-1) for i in self.order])
+
+    def split(self, flat: Tensor, *, by_row: bool = False) -> list[Tensor]:
+        """A flat vector to one tensor per member: of its shape, or (rows,)."""
+        shapes = [torch.Size([rows]) for rows in self.rows] if by_row else self.shapes
+        parts: list[Tensor] = [flat] * len(shapes)
+        for i, part in zip(self.order, flat.split([shapes[i].numel() for i in self.order]), strict=True):
+            parts[i] = part.view(shapes[i])
+        return parts
+
+    def by_component(self, flat: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Views of a flat vector and of a vector (rows,) that broadcast against each other."""
+        return [(flat[at].view(shape), rows[own].view(view)) for at, own, shape, view in self.groups]
 
 
 class _Bucket:
@@ -86,58 +117,54 @@ class _Bucket:
 
     def __init__(self, members: list[_Member]):
         self.members = members
-        self.device, self.dtype = members[0].parameter.device, members[0].parameter.dtype
-        self.exp_avg = self.exp_avg_sq = torch.zeros(0, device=self.device, dtype=self.dtype)
-        self.birth = torch.zeros(0, dtype=torch.int64, device=self.device)
-        self.count = torch.zeros(0, dtype=torch.int64, device=self.device)
-        self.trained = torch.zeros(0, dtype=torch.bool, device=self.device)
+        device, dtype = members[0].parameter.device, members[0].parameter.dtype
+        self.layout = _Layout(members, [member.parameter.shape for member in members])
+        self.exp_avg, self.exp_avg_sq = (
+            torch.zeros(sum(shape.numel() for shape in self.layout.shapes), device=device, dtype=dtype)
+            for _ in range(2)
+        )
+        self.birth = torch.full((sum(self.layout.rows),), NOT_BORN, device=device)
+        self.count = torch.zeros_like(self.birth)
+        self.trained = torch.zeros_like(self.birth, dtype=torch.bool)
         self.version = -1
 
     def refresh(self, version: int) -> None:
-        """Follow the growth of the model: re-lay the moments if a tensor was enlarged, mark the rows that train."""
+        """Follow the growth of the model: re-lay the moments if a tensor was replaced, mark the rows that train."""
         if version == self.version:
             return
-        old_shapes = [member.shape for member in self.members]
-        new_shapes = [member.parameter.shape for member in self.members]
-        if old_shapes != new_shapes:
-            self._relayout(old_shapes, new_shapes)
-        rows = [torch.arange(member.rows(), device=self.device) < member.trained_rows() for member in self.members]
-        self.trained = torch.cat(rows)
+        shapes = [member.parameter.shape for member in self.members]
+        if shapes != self.layout.shapes:
+            self._relayout(shapes)
+        device = self.birth.device
+        self.trained = self.layout.join(
+            [
+                torch.arange(rows, device=device) < member.trained_rows()
+                for member, rows in zip(self.members, self.layout.rows, strict=True)
+            ]
+        )
         self.version = version
 
-    def _relayout(self, old_shapes: list[torch.Size], new_shapes: list[torch.Size]) -> None:
+    def _relayout(self, shapes: list[torch.Size]) -> None:
+        old, new = self.layout, _Layout(self.members, shapes)
+
         def moved(flat: Tensor) -> Tensor:
-            pieces, position = [], 0
-            for member, old, new in zip(self.members, old_shapes, new_shapes, strict=True):
-                piece = flat.new_zeros(new)
-                if len(old):
-                    values = flat[position : position + old.numel()].view(old)
-                    keep = min(old[member.component_dim], new[member.component_dim])
-                    piece.narrow(member.component_dim, 0, keep).copy_(values.narrow(member.component_dim, 0, keep))
-                    position += old.numel()
-                pieces.append(piece.reshape(-1))
-            return torch.cat(pieces)
+            pieces = []
+            for member, piece, shape in zip(self.members, old.split(flat), shapes, strict=True):
+                dim = member.component_dim
+                keep = min(piece.shape[dim], shape[dim])
+                pieces.append(piece.new_zeros(shape))
+                pieces[-1].narrow(dim, 0, keep).copy_(piece.narrow(dim, 0, keep))
+            return new.join(pieces)
 
         def moved_rows(flat: Tensor, fill: int) -> Tensor:
-            pieces, position = [], 0
-            for member, old, new in zip(self.members, old_shapes, new_shapes, strict=True):
-                piece = flat.new_full((new[member.component_dim],), fill)
-                if len(old):
-                    keep = min(old[member.component_dim], new[member.component_dim])
-                    piece[:keep] = flat[position : position + keep]
-                    position += old[member.component_dim]
-                pieces.append(piece)
-            return torch.cat(pieces)
+            pieces = old.split(flat, by_row=True)
+            return new.join(
+                [F.pad(piece, (0, r - len(piece)), value=fill) for piece, r in zip(pieces, new.rows, strict=True)]
+            )
 
         self.exp_avg, self.exp_avg_sq = moved(self.exp_avg), moved(self.exp_avg_sq)
         self.birth, self.count = moved_rows(self.birth, NOT_BORN), moved_rows(self.count, 0)
-        index, offset = [], 0
-        for member, shape in zip(self.members, new_shapes, strict=True):
-            member.shape = shape
-            index.append(member.row_index(offset, self.device))
-            offset += member.rows()
-        self.row_index = torch.cat(index)
-        self.sizes = [shape.numel() for shape in new_shapes]
+        self.layout = new
 
     def step(self, updates: int, group: dict[str, Any], learning_rates: Callable[[Tensor], Tensor]) -> None:
         """One AdamW update.
@@ -151,47 +178,45 @@ class _Bucket:
         # what an event of this very step has created has no gradient yet: it is born after this update
         self.birth = torch.where(newborn, updates + 1 if updates else 0, self.birth)
         active = self.trained & (self.birth <= updates)
-        gradients = []
-        parameters: list[Any] = [member.parameter for member in self.members]
-        for parameter in parameters:
-            gradients.append((torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1))
-        gradient = torch.cat(gradients)
         self.count = self.count + active
+        parameters: list[Any] = [member.parameter for member in self.members]
+        gradient = self.layout.join([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
 
         beta1, beta2 = group["betas"]
         rate = learning_rates(self.birth)
         count = self.count.clamp_min(1).to(torch.float64)
-        step_size = torch.where(active, rate / (1 - beta1**count), 0.0).to(self.dtype)
-        root = (1 - beta2**count).sqrt().to(self.dtype)
+        step_size = torch.where(active, rate / (1 - beta1**count), 0.0).to(gradient.dtype)
+        root = (1 - beta2**count).sqrt().to(gradient.dtype)
 
         self.exp_avg.lerp_(gradient, 1 - beta1)
         self.exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        denominator = self.exp_avg_sq.sqrt().div_(root[self.row_index]).add_(group["eps"])
-        change = torch.div(self.exp_avg, denominator, out=denominator).mul_(step_size[self.row_index])
+        denominator = torch.sqrt(self.exp_avg_sq, out=gradient)
+        for elements, roots in self.layout.by_component(denominator, root):
+            elements.div_(roots)
+        change = torch.div(self.exp_avg, denominator.add_(group["eps"]), out=denominator)
+        for elements, sizes in self.layout.by_component(change, step_size):
+            elements.mul_(sizes)
 
         if group["weight_decay"]:
-            decay = torch.where(active, 1 - rate * group["weight_decay"], 1.0).to(self.dtype)[self.row_index]
-            torch._foreach_mul_(parameters, self._views(decay))
-        torch._foreach_sub_(parameters, self._views(change))
-
-    def _views(self, flat: Tensor) -> Any:
-        return [part.view(member.shape) for part, member in zip(flat.split(self.sizes), self.members, strict=True)]
+            decay = torch.where(active, 1 - rate * group["weight_decay"], 1.0).to(gradient.dtype)
+            for member, parameter, rows in zip(
+                self.members, parameters, self.layout.split(decay, by_row=True), strict=True
+            ):
+                parameter.mul_(rows if parameter.dim() == 1 or member.component_dim else rows.unsqueeze(1))
+        torch._foreach_sub_(parameters, self.layout.split(change))
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "shapes": [tuple(member.shape) for member in self.members],
+            "shapes": [tuple(shape) for shape in self.layout.shapes],
             **{name: getattr(self, name) for name in ("exp_avg", "exp_avg_sq", "birth", "count")},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if len(state["shapes"]) != len(self.members):
             raise ValueError(f"optimizer state of {len(state['shapes'])} tensors for {len(self.members)} in the model")
-        for member, shape in zip(self.members, state["shapes"], strict=True):
-            member.shape = torch.Size(shape)
+        self.layout = _Layout(self.members, [torch.Size(shape) for shape in state["shapes"]])
         for name in ("exp_avg", "exp_avg_sq", "birth", "count"):
-            setattr(self, name, state[name].to(self.device, copy=True))
-        shapes = [member.shape for member in self.members]
-        self._relayout(shapes, shapes)
+            setattr(self, name, state[name].to(self.birth.device, copy=True))
         self.version = -1
 
 

@@ -17,7 +17,7 @@ def gram_deviation(matrices: Sequence[Tensor], masks: Sequence[Tensor]) -> list[
 
     Args:
         matrices: components as rows, each (capacity, width).
-        masks: 1 for rows that count and 0 for spare rows (which hold zeros), each (capacity,).
+        masks: 1 for rows that count and 0 for the others, each (capacity,).
 
     Returns:
         One tensor (matrices of this shape, capacity, capacity) per distinct shape.
@@ -29,9 +29,9 @@ def gram_deviation(matrices: Sequence[Tensor], masks: Sequence[Tensor]) -> list[
     for members in groups.values():
         stacked = torch.stack([matrices[i] for i in members])
         mask = torch.stack([masks[i] for i in members]).to(stacked.dtype)
-        selected = stacked * mask.unsqueeze(-1)
         with torch.autocast(stacked.device.type, enabled=False):  # a difference from I does not survive bfloat16
-            deviations.append(torch.bmm(selected, selected.transpose(1, 2)) - torch.diag_embed(mask))
+            products = torch.bmm(stacked, stacked.transpose(1, 2)) * (mask.unsqueeze(1) * mask.unsqueeze(2))
+        deviations.append(products - torch.diag_embed(mask))
     return deviations
 
 

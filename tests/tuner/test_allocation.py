@@ -5,10 +5,27 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from increlora.errors import ConfigError
-from increlora.tuner.allocation import GrowthSchedule, allocate, resolve_schedule
+from increlora.tuner.allocation import GrowthSchedule, allocate, resolve_schedule, score_window
 from increlora.tuner.config import IncreLoraConfig
+from increlora.tuner.importance import Importance
+
+
+def test_scores_before_the_default_window_are_forgotten() -> None:
+    config = IncreLoraConfig(target_modules=["a"])
+    window = score_window(config)
+    assert window == 128
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(1000, 50, generator=generator, dtype=torch.float64) ** 4
+    scores *= torch.linspace(5, 1, 1000)[:, None]  # importance changes in the course of training
+    whole, recent = (Importance(50, config.beta1, config.beta2) for _ in range(2))
+    for step, row in enumerate(scores):
+        whole.update(row)
+        if step >= 1000 - window:
+            recent.update(row)
+    torch.testing.assert_close(recent.scores(), whole.scores(), rtol=6e-7, atol=0)
 
 
 def gains(scores: list[float], ranks: list[int], **changes: object) -> dict[int, int]:

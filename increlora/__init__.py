@@ -23,7 +23,7 @@ _TUNER = (
     "lora_config",
     "save_rank_distribution",
 )
-__all__ = ["__version__", *_TUNER]
+__all__ = ["__version__", "slice_relative_positions", *_TUNER]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,4 +31,8 @@ def __getattr__(name: str) -> Any:
         import increlora.tuner
 
         return getattr(increlora.tuner, name)
+    if name == "slice_relative_positions":
+        from increlora.training.deberta import slice_relative_positions
+
+        return slice_relative_positions
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,13 +26,21 @@ def export_lora(model: PeftModel, folder: str | Path, adapter: str | None = None
         The folder. ``PeftModel.from_pretrained(base, folder)`` loads it without this package.
 
     Raises:
-        IncreLoraError: no module has any rank.
+        IncreLoraError: no module has any rank, or one has several names: PEFT's LoRA adapts the first one only.
     """
     tuner = find_tuner(model)
     adapter = adapter or tuner.active_adapters[0]
     layers = {name: layer for name, layer in tuner.adapter_layers(adapter).items() if layer.rank(adapter)}
     if not layers:
         raise IncreLoraError("no module has any rank: nothing to export")
+    layer_names = [
+        name for name, module in tuner.model.named_modules(remove_duplicate=False) if module in layers.values()
+    ]
+    if shared := sorted(set(layer_names) - set(layers)):
+        raise IncreLoraError(
+            f"{shared[0]} is one of several names of a module, of which PEFT's LoRA would adapt the first one only: use "
+            "merge_and_unload() instead"
+        )
     source = model.peft_config[adapter]
     config = lora_config({name: layer.rank(adapter) for name, layer in layers.items()}, like=source)
     config.inference_mode = True

@@ -41,8 +41,8 @@ class UpdateGradient:
     def record_call(self) -> None:
         """Count a forward call whose backward is to come.
 
-        Activation checkpointing runs the forward again inside the backward pass. If the first run was already counted
-        (the non-reentrant kind), the second one is not differentiated on its own and does not count.
+        Activation checkpointing runs the forward again inside the backward pass. The first run was already counted
+        (without gradients in the reentrant kind), so the second one does not count.
         """
         inside_backward = torch._C._current_graph_task_id() != -1
         if inside_backward and self._called_outside_backward:
@@ -58,6 +58,8 @@ class UpdateGradient:
                 "optimizer step, and set `model.gradient_accumulation_steps` if a step has several backward passes"
             )
         outputs = grad_output.reshape(-1, grad_output.shape[-1])
+        if outputs.dtype == torch.float16:  # the scaled sum over tokens overflows long before the adapter's gradients
+            outputs = outputs.float()
         # under autocast the two differ in dtype; the product is then as exact as any other of that backward pass
         product = outputs.T @ inputs.reshape(-1, inputs.shape[-1]).to(outputs.dtype)
         product = product.to(torch.promote_types(product.dtype, torch.float32))
@@ -94,7 +96,6 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, inputs: Tensor, recorder: UpdateGradient) -> Tensor:
-        recorder.record_call()
         ctx.save_for_backward(inputs)
         ctx.recorder = recorder
         return output.view_as(output)

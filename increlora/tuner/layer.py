@@ -279,7 +279,8 @@ class IncreLoraLinear(nn.Module, IncreLoraLayer):
             hidden = hidden * self.coefficients(adapter).to(hidden.dtype)
             update = F.linear(hidden, self.increlora_B[adapter])
             recorder = self.components[adapter].recorder
-            if recorder is not None and update.requires_grad:
+            if recorder is not None and (self.training or update.requires_grad):
+                recorder.record_call()
                 update = tap(update, inputs, recorder)
             result = result + update
         return result.to(dtype)

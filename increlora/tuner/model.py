@@ -98,6 +98,15 @@ class IncreLoraModel(BaseTuner):
         if rank > layer.max_rank:
             raise ConfigError("rank_pattern", f"{current_key} starts at rank {rank}; allowed: up to {layer.max_rank}")
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Replace a module under all its names; PEFT's own leaves all but the first to the base layer.
+
+        It also copies ``weight`` when it unloads ``modules_to_save``, which a pooler of several layers does not have.
+        """
+        for name, module in list(self.model.named_modules(remove_duplicate=False)):
+            if module is child:
+                self.model.set_submodule(name, new_module)
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put the adapter's layers into the model and start its growth from rank ``init_r``."""
         self._layers.clear()

@@ -261,6 +261,8 @@ class IncreLoraAdamW(torch.optim.AdamW):
             {"params": [p for n, p in rest if n not in no_decay], "components": False},
             {"params": [p for n, p in rest if n in no_decay], "components": False, "weight_decay": 0.0},
         ]
+        self.tuner = tuner
+        self._grouped_version = tuner.growth_version
         super().__init__(
             [group for group in groups if group["params"]],
             lr=lr,
@@ -269,7 +271,6 @@ class IncreLoraAdamW(torch.optim.AdamW):
             weight_decay=weight_decay,
             fused=False,
         )
-        self.tuner = tuner
         self.schedule = schedule
         self.updates = 0
         buckets: dict[tuple[torch.device, torch.dtype], list[_Member]] = {}
@@ -277,6 +278,24 @@ class IncreLoraAdamW(torch.optim.AdamW):
             buckets.setdefault((member.parameter.device, member.parameter.dtype), []).append(member)
         self._buckets = [_Bucket(bucket) for bucket in buckets.values()]
         tuner.attach_optimizer()
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """torch's groups with the adapter's tensors of this moment.
+
+        Growth may have replaced them before the step, and a ``GradScaler`` and ``zero_grad`` have to see the new ones.
+        """
+        groups: list[dict[str, Any]] = self.__dict__["param_groups"]
+        if self._grouped_version != self.tuner.growth_version:
+            for group in groups:
+                if group["components"]:
+                    group["params"] = [member.parameter for bucket in self._buckets for member in bucket.members]
+            self._grouped_version = self.tuner.growth_version
+        return groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.__dict__["param_groups"] = groups
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -302,8 +321,6 @@ class IncreLoraAdamW(torch.optim.AdamW):
     def _follow_growth(self) -> None:
         for bucket in self._buckets:
             bucket.refresh(self.tuner.growth_version)
-        (components,) = (group for group in self.param_groups if group["components"])
-        components["params"] = [member.parameter for bucket in self._buckets for member in bucket.members]
 
     def _learning_rates(self, group: dict[str, Any], birth: Tensor) -> Tensor:
         """Learning rate of every row (rows,): the group's, or with restarted warmup the curve of its birth."""

@@ -38,7 +38,7 @@ def export_lora(model: PeftModel, folder: str | Path, adapter: str | None = None
     ]
     if shared := sorted(set(layer_names) - set(layers)):
         raise IncreLoraError(
-            f"{shared[0]} is one of several names of a module, of which PEFT's LoRA would adapt the first one only: use "
+            f"{shared[0]} is one of several names of a module, and PEFT's LoRA would adapt the first one only: use "
             "merge_and_unload() instead"
         )
     source = model.peft_config[adapter]

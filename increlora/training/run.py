@@ -295,10 +295,9 @@ class _Run:
         for piece in range(pieces):
             part = rows[piece::pieces]
             share = part[self.group.rank :: self.group.size]
-            if not share:  # the last batch of an epoch can have fewer rows than processes or micro-batches
-                continue
             weight = len(share) * self.group.size / len(rows)
-            batch = self._collate(self.train, share)
+            # the last batch of an epoch can have fewer rows than processes or micro-batches: the penalty counts still
+            batch = self._collate(self.train, share or rows[:1])
             with autocast(self.device, self.settings.training.precision):
                 loss = self.adaptation.model(**batch).loss * weight
                 penalty = self.adaptation.penalty()

@@ -48,6 +48,7 @@ class IncreLoraCallback(TrainerCallback):
         optimizer.schedule = WarmupDecay(warmup, state.max_steps)
         tuner = find_tuner(kwargs["model"])
         tuner.gradient_accumulation_steps = args.gradient_accumulation_steps
+        tuner.loss_factor = args.world_size if args.average_tokens_across_devices else 1
         tuner.set_total_steps(state.max_steps, warmup)
 
     def on_pre_optimizer_step(

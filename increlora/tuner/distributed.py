@@ -1,23 +1,42 @@
-"""Gradients of growing tensors in data-parallel training.
+"""Data-parallel training of tensors that grow, with or without ``DistributedDataParallel``.
 
-``DistributedDataParallel`` fixes the size of every gradient when it wraps the model, so it leaves the adapter's tensors
-alone (the tuner lists them in ``_ddp_params_and_buffers_to_ignore``) and they are averaged here at the end of every
-backward pass, in one flat message. Averaging an accumulated gradient again leaves the part that is already equal in all
-processes as it is, so this also holds under gradient accumulation.
+``DistributedDataParallel`` (DDP) fixes the shape of every gradient when it wraps the model, so it leaves the adapter's
+tensors alone (the tuner lists them in ``_ddp_params_and_buffers_to_ignore``) and they are averaged here at the end of
+every backward pass, in one flat message. Averaging an accumulated gradient again leaves the part that is already equal
+in all processes as it is, so this also holds under gradient accumulation; passes inside DDP's ``no_sync`` send nothing.
+
+Messages have to be the same in all processes and in the same order. They therefore never depend on which tensors a
+process happens to use: a gradient that is missing in one process counts as 0 there. What every process needs is a
+backward pass that reaches the adapter whenever another process has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def world_size() -> int:
     """Processes in the default group, 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def ddp_wrapper() -> DistributedDataParallel | None:
+    """The wrapper whose forward pass is running, if there is one."""
+    return getattr(DistributedDataParallel, "_active_ddp_module", None)
+
+
+def in_one_message(tensors: Sequence[Tensor], send: Callable[[Tensor], object]) -> None:
+    """Let ``send`` change all tensors in place, as one flat tensor."""
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    send(flat)
+    with torch.no_grad():
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def average(tensor: Tensor) -> None:
@@ -26,30 +45,59 @@ def average(tensor: Tensor) -> None:
     tensor.div_(world_size())
 
 
+def from_first(tensor: Tensor) -> None:
+    """Overwrite a tensor with that of the first process."""
+    dist.broadcast(tensor, src=0)
+
+
+def anywhere(flags: list[bool], device: torch.device) -> list[bool]:
+    """Which flags are set in at least one process."""
+    counts = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(counts)
+    return [count > 0 for count in counts.tolist()]
+
+
+def sum_in(process: int) -> Callable[[Tensor], object]:
+    """Adds up a tensor over all processes in one of them; what the others then hold means nothing."""
+    return lambda tensor: dist.reduce(tensor, dst=process)
+
+
+def share_scores(scores: Tensor) -> None:
+    """Complete scores of summed gradients (modules,), of which module i's was computed by process ``i % world_size``.
+
+    Every module's gradient is summed in one process, half the traffic of having the sum everywhere, and all processes
+    decide from bit for bit the same scores.
+    """
+    foreign = torch.arange(len(scores), device=scores.device) % world_size() != dist.get_rank()
+    average(scores.masked_fill_(foreign, 0))
+
+
 class GradientAverage:
     """Averages the gradients of ``parameters()`` over all processes when a backward pass ends."""
 
     def __init__(self, parameters: Callable[[], list[nn.Parameter]]):
         self.parameters = parameters
-        self._queued = False
+        self._deferred = False
+        self._task = -1
 
     def watch(self) -> None:
-        """Hook parameters that are not hooked yet, and start them from the first process's values."""
+        """Prepare for the backward pass of the forward pass that begins; growth may have brought new parameters."""
+        wrapper = ddp_wrapper()
+        self._deferred = wrapper is not None and not wrapper.require_backward_grad_sync
         for parameter in self.parameters():
             if not getattr(parameter, "_increlora_averaged", False):
-                dist.broadcast(parameter.data, src=0)
                 parameter.register_post_accumulate_grad_hook(self._queue)
                 parameter._increlora_averaged = True  # type: ignore[attr-defined]
 
     def _queue(self, _: Tensor) -> None:
-        if not self._queued:
-            self._queued = True
+        task = torch._C._current_graph_task_id()
+        if task != self._task and not self._deferred:
+            self._task = task
             torch.autograd.Variable._execution_engine.queue_callback(self._run)
 
     def _run(self) -> None:
-        self._queued = False
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        average(flat)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        parameters = self.parameters()
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        in_one_message([parameter.grad for parameter in parameters if parameter.grad is not None], average)

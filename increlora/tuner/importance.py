@@ -69,6 +69,11 @@ class UpdateGradient:
             self._score = self._reduce(self._gradient)
             self._gradient = None
 
+    @property
+    def arrived(self) -> bool:
+        """Whether a gradient has arrived since the last :meth:`take`."""
+        return self._gradient is not None or self._score is not None
+
     def take(self, average: Callable[[Tensor], Any] | None = None) -> Tensor | None:
         """The score of the step that ends (a scalar), or ``None`` if no gradient arrived; starts the next step.
 

@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.tuner.allocation import GrowthSchedule, allocate, resolve_schedule
 from increlora.tuner.config import IncreLoraConfig
-from increlora.tuner.distributed import GradientAverage, average, world_size
+from increlora.tuner.distributed import (
+    GradientAverage,
+    anywhere,
+    ddp_wrapper,
+    from_first,
+    in_one_message,
+    share_scores,
+    sum_in,
+    world_size,
+)
 from increlora.tuner.importance import Importance, UpdateGradient
 from increlora.tuner.layer import IncreLoraLayer, IncreLoraLinear
 from increlora.tuner.regulariser import orthogonality, orthogonality_loss
@@ -52,6 +61,7 @@ class IncreLoraModel(BaseTuner):
 
     Attributes:
         gradient_accumulation_steps: backward passes per optimizer step; scores are taken of their sum.
+        loss_factor: what the caller multiplies a loss by that the model has divided by ``num_items_in_batch``.
         growth_version: raised whenever ranks or storage change.
     """
 
@@ -65,10 +75,13 @@ class IncreLoraModel(BaseTuner):
         self.growth: dict[str, Growth] = {}
         self._layers: dict[str, dict[str, IncreLoraLayer]] = {}
         self.gradient_accumulation_steps = 1
+        self.loss_factor = 1
         self.growth_version = 0
         self._allocated = False
         self._optimizer_attached = False
         self._length: tuple[int, int] | None = None
+        self._equal: set[str] = set()  # adapters that are known to be the same in all processes
+        self._gradient_average = GradientAverage(self._trained_tensors)
         super().__init__(model, peft_config, adapter_name, **kwargs)
 
     # ---------------------------------------------------------------- injection
@@ -117,6 +130,7 @@ class IncreLoraModel(BaseTuner):
         """Remove the adapter and what is known of its growth."""
         super().delete_adapter(adapter_name)
         self._layers.pop(adapter_name, None)
+        self._equal.discard(adapter_name)
         self.growth.pop(adapter_name, None)
 
     def _start_growth(self, adapter_name: str) -> None:
@@ -159,8 +173,8 @@ class IncreLoraModel(BaseTuner):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward; in training the orthogonality regulariser is added to ``output.loss``."""
-        if self.training and world_size() > 1:
-            self._average_gradients()
+        if self.training and torch.is_grad_enabled() and world_size() > 1:
+            self._follow_processes()
         output = self.model(*args, **kwargs)
         if self.training and torch.is_grad_enabled() and getattr(output, "loss", None) is not None:
             penalty = self.orthogonality_loss()
@@ -168,7 +182,7 @@ class IncreLoraModel(BaseTuner):
                 if (
                     kwargs.get("num_items_in_batch") is not None
                 ):  # the Trainer then does not divide by the micro-batches
-                    penalty = penalty / self.gradient_accumulation_steps
+                    penalty = penalty / (self.gradient_accumulation_steps * self.loss_factor)
                 output.loss = output.loss + penalty.to(output.loss.device)
         return output
 
@@ -267,22 +281,29 @@ class IncreLoraModel(BaseTuner):
         return growth.schedule
 
     def _score(self, adapter: str, growth: Growth, loss_scale: float) -> None:
-        reduce = average if world_size() > 1 else None
-        scores, silent = [], []
-        for name, layer in self.adapter_layers(adapter).items():
-            recorder = layer.components[adapter].recorder
-            score = recorder.take(reduce) if recorder is not None else None
-            if score is None:
-                silent.append(name)
-            else:
-                scores.append(score)
-        if silent:
+        layers = self.adapter_layers(adapter)
+        recorders = [layer.components[adapter].recorder for layer in layers.values()]
+        arrived = [recorder is not None and recorder.arrived for recorder in recorders]
+        if world_size() > 1:
+            arrived = anywhere(arrived, next(iter(layers.values())).increlora_A[adapter].device)
+        if not all(arrived):
+            silent = [name for name, one in zip(layers, arrived, strict=True) if not one]
             raise IncreLoraError(
                 f"no gradient reached {silent[0]} (and {len(silent) - 1} more modules) in a step that is scored: was "
                 "`update_and_allocate` called without a backward pass, or is the module not used in the forward pass?"
             )
+        scores = []
+        for index, (layer, recorder) in enumerate(zip(layers.values(), recorders, strict=True)):
+            assert recorder is not None
+            if not recorder.arrived:  # only in other processes: this one's share of the gradient is 0
+                a = layer.increlora_A[adapter]
+                recorder.add(a.new_zeros(0, layer.out_features), a.new_zeros(0, layer.in_features))
+            scores.append(recorder.take(sum_in(index % world_size()) if world_size() > 1 else None))
         device = scores[0].device
-        growth.importance.update(torch.stack([score.to(device) for score in scores]) / loss_scale)
+        total = torch.stack([score.to(device) for score in scores])
+        if world_size() > 1:
+            share_scores(total)
+        growth.importance.update(total / loss_scale)
 
     def _grow(self, adapter: str, growth: Growth, step: int) -> dict[str, int]:
         if not self._optimizer_attached:
@@ -363,6 +384,7 @@ class IncreLoraModel(BaseTuner):
 
     def component_tensors(self) -> Iterator[tuple[IncreLoraLayer, str, str]]:
         """The trainable adapter tensors as (layer, adapter, kind), kind being A, B or lambda."""
+        self._parameters.pop("ddp_placeholder", None)  # whoever wraps the model has done so by now
         for adapter in self.active_adapters:
             if adapter in self.peft_config:
                 for layer in self.adapter_layers(adapter).values():
@@ -500,22 +522,60 @@ class IncreLoraModel(BaseTuner):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """DistributedDataParallel cannot follow a tensor that grows: the tuner averages these gradients itself."""
+        """DistributedDataParallel cannot follow a tensor that grows: the tuner averages these gradients itself.
+
+        Read when DistributedDataParallel wraps the model. It refuses one that has nothing else to train, so such a
+        model then gets a number for it to look after; it has no gradient and is gone when training starts.
+        """
         prefixes = [name for name, _ in self.model.named_modules() if isinstance(_, IncreLoraLayer)]
-        own = [
+        own = {
             name
             for names in (self.model.named_parameters(), self.model.named_buffers())
             for name, _ in names
             if ".increlora_" in name and any(name.startswith(f"{prefix}.increlora_") for prefix in prefixes)
-        ]
+        }
+        rest = [parameter for name, parameter in self.model.named_parameters() if name not in own]
+        if self._trained_tensors() and not any(parameter.requires_grad for parameter in rest):
+            self.ddp_placeholder = nn.Parameter(torch.zeros((), device=rest[0].device))
         return [prefix + name for name in own for prefix in ("", "model.", "base_model.model.")]
 
-    def _average_gradients(self) -> None:
-        if not hasattr(self, "_gradient_average"):
-            self._gradient_average = GradientAverage(
-                lambda: [getattr(layer, f"increlora_{kind}")[a] for layer, a, kind in self.component_tensors()]
-            )
+    def _trained_tensors(self) -> list[nn.Parameter]:
+        return [getattr(layer, f"increlora_{kind}")[adapter] for layer, adapter, kind in self.component_tensors()]
+
+    def _follow_processes(self) -> None:
+        """Make sure that the adapters start equal, and have the coming backward pass end with averaged gradients."""
+        for adapter in dict.fromkeys(adapter for _, adapter, _ in self.component_tensors()):
+            if adapter not in self._equal:
+                self._start_equal(adapter)
+                self._equal.add(adapter)
         self._gradient_average.watch()
+
+    def _start_equal(self, adapter: str) -> None:
+        """Take over the first process's values, and the seeds from which all later ones are drawn."""
+        layers = list(self.adapter_layers(adapter).values())
+        tensors = [getattr(layer, f"increlora_{kind}")[adapter] for layer in layers for kind in ("A", "B", "lambda")]
+        wrapper = ddp_wrapper()
+        if wrapper is not None and any(parameter is tensors[0] for parameter in wrapper._module_parameters):
+            raise IncreLoraError(
+                "DistributedDataParallel cannot follow ranks that grow: wrap the PEFT model itself, or give the module "
+                "that is wrapped a `_ddp_params_and_buffers_to_ignore`, the list of all names with 'increlora_' in them"
+            )
+        components = [layer.components[adapter] for layer in layers]
+        own = [
+            [tensor.shape[0], part.rank, part.reserve, part.seed]
+            for tensor, part in zip(tensors[2::3], components, strict=True)
+        ]
+        first = torch.tensor(own, device=tensors[0].device)
+        from_first(first)
+        if first[:, :3].tolist() != [row[:3] for row in own]:
+            raise IncreLoraError(
+                f"adapter {adapter!r} has other ranks here than in the first process: load the same in every process"
+            )
+        for part, seed in zip(components, first[:, 3].tolist(), strict=True):
+            part.seed = seed
+        in_one_message(tensors, from_first)
+        if any(part.recorder is not None for part in components):  # they may date from before the group of processes
+            self._set_recorders(adapter, on=True)
 
 
 def find_tuner(model: nn.Module) -> IncreLoraModel:

@@ -298,9 +298,10 @@ class IncreLoraModel(BaseTuner):
             if not recorder.arrived:  # only in other processes: this one's share of the gradient is 0
                 a = layer.increlora_A[adapter]
                 recorder.add(a.new_zeros(0, layer.out_features), a.new_zeros(0, layer.in_features))
-            scores.append(recorder.take(sum_in(index % world_size()) if world_size() > 1 else None))
-        device = scores[0].device
-        total = torch.stack([score.to(device) for score in scores])
+            score = recorder.take(sum_in(index % world_size()) if world_size() > 1 else None)
+            assert score is not None
+            scores.append(score)
+        total = torch.stack([score.to(scores[0].device) for score in scores])
         if world_size() > 1:
             share_scores(total)
         growth.importance.update(total / loss_scale)
@@ -567,9 +568,10 @@ class IncreLoraModel(BaseTuner):
         ]
         first = torch.tensor(own, device=tensors[0].device)
         from_first(first)
-        if first[:, :3].tolist() != [row[:3] for row in own]:
+        (differs,) = anywhere([first[:, :3].tolist() != [row[:3] for row in own]], first.device)
+        if differs:
             raise IncreLoraError(
-                f"adapter {adapter!r} has other ranks here than in the first process: load the same in every process"
+                f"adapter {adapter!r} has not the same ranks in all processes: load the same adapter in each of them"
             )
         for part, seed in zip(components, first[:, 3].tolist(), strict=True):
             part.seed = seed

@@ -280,7 +280,7 @@ class IncreLoraAdamW(torch.optim.AdamW):
         tuner.attach_optimizer()
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         """torch's groups with the adapter's tensors of this moment.
 
         Growth may have replaced them before the step, and a ``GradScaler`` and ``zero_grad`` have to see the new ones.

@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tests.tuner.conftest import adapter, deberta, tokens
 
 STEPS, ROWS = 24, 8
 SIZE = 2
+TIMEOUT = 60
 
 # processes are forked from one that has imported what takes time and has never run a backward pass
 multiprocessing.set_forkserver_preload(
@@ -50,9 +52,16 @@ def in_two_processes(folder: Path, job: Callable[..., Any], **arguments: Any) ->
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(
-        _process, (port, folder, job, arguments), nprocs=SIZE, start_method="forkserver"
+    processes = torch.multiprocessing.start_processes(
+        _process, (port, folder, job, arguments), nprocs=SIZE, join=False, start_method="forkserver"
     )
+    assert processes is not None
+    deadline = time.monotonic() + TIMEOUT
+    while not processes.join(timeout=1):
+        if time.monotonic() > deadline:
+            for process in processes.processes:
+                process.kill()
+            pytest.fail(f"after {TIMEOUT} s the processes still wait for each other")
     return [torch.load(folder / f"{rank}.pt") for rank in range(SIZE)]
 
 
@@ -124,7 +133,7 @@ def plain_loop(
     find_tuner(model).gradient_accumulation_steps = pieces
     wrapped: Any = DistributedDataParallel(model, **(options or {})) if wrap and size > 1 else model
     optimizer, scheduler = create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=3)
-    norms, messages = [], 0
+    norms = []
     wrapped.train()
     for step in range(1, STEPS + 1):
         batch = tokens(step, rows=ROWS)
@@ -192,3 +201,69 @@ def with_trainer(base: Callable[[], nn.Module], out: Path, pieces: int, resume: 
     trainer.train(resume_from_checkpoint=str(out / f"checkpoint-{resume}") if resume else None)
     assert isinstance(trainer.model_wrapped, DistributedDataParallel) == (size > 1)
     return {**outcome(model), "evaluation": trainer.evaluate()["eval_loss"]}
+
+
+LOOPS: dict[str, dict[str, Any]] = {
+    "wrapped": {},
+    "wrapped with options": {"options": {"find_unused_parameters": True, "gradient_as_bucket_view": True}},
+    "nothing else to train": {"base": language_model},
+    "not wrapped": {"base": language_model, "wrap": False},
+    "accumulated without messages": {"pieces": 2},
+    "accumulated with messages": {"pieces": 2, "sync_all": True},
+    "checkpointed": {"checkpointing": True},
+    "authors' regulariser, no advance learning": {"orth_reg": "frobenius", "advance_learning": False},
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_plain_loop(loop: dict[str, Any], tmp_path: Path) -> None:
+    one = plain_loop(**loop)
+    two = in_two_processes(tmp_path, plain_loop, **loop)
+    assert_equal_outcome(two, one)
+    for result in two:
+        assert result["names"] == one["names"]
+        assert result["norms"] == pytest.approx(one["norms"], rel=1e-8)
+
+
+@pytest.mark.parametrize(("base", "pieces"), [(classifier, 1), (language_model, 2)], ids=["classifier", "accumulated"])
+def test_trainer_and_its_resume(base: Callable[[], nn.Module], pieces: int, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    one = with_trainer(base, tmp_path / "one", pieces)
+    two = in_two_processes(tmp_path, with_trainer, base=base, out=tmp_path / "two", pieces=pieces)
+    assert_equal_outcome(two, one)
+    assert two[0]["evaluation"] == two[1]["evaluation"]
+    if base is classifier:  # the Trainer's mean over batches is no mean over tokens
+        assert two[0]["evaluation"] == pytest.approx(one["evaluation"], rel=1e-6)
+    grown = sum(event["step"] <= 7 for event in one["events"])
+    assert 0 < grown < len(one["events"])
+    again = in_two_processes(tmp_path, with_trainer, base=base, out=tmp_path / "two", pieces=pieces, resume=7)
+    for result, before in zip(again, two, strict=True):
+        assert result["events"] == before["events"]
+        for name, value in before["parameters"].items():
+            assert torch.equal(result["parameters"][name], value), name
+
+
+def wrapped_from_outside() -> str:
+    outer = nn.ModuleDict({"inner": adapted(language_model)})
+    outer.forward = lambda **batch: outer["inner"](**batch)  # type: ignore[method-assign]
+    model = DistributedDataParallel(outer)
+    try:
+        model(**tokens(0))
+    except IncreLoraError as error:
+        return str(error)
+    return ""
+
+
+def other_ranks_in_each_process() -> str:
+    model = adapted(language_model, init_r=1 + rank_and_size()[0])
+    try:
+        model.train()(**tokens(0))
+    except IncreLoraError as error:
+        return str(error)
+    return ""
+
+
+def test_wrong_use_is_refused(tmp_path: Path) -> None:
+    assert all("wrap the PEFT model itself" in text for text in in_two_processes(tmp_path, wrapped_from_outside))
+    assert all("not the same ranks" in text for text in in_two_processes(tmp_path, other_ranks_in_each_process))

@@ -134,6 +134,27 @@ def test_an_edited_config_reruns_the_method_that_it_changes(clone: Path) -> None
     assert [rule for rule in found if rule.startswith("train")] == ["train_lora"]
 
 
+def test_finished_tables_do_not_hide_what_is_missing_or_outdated(clone: Path, tmp_path: Path) -> None:
+    """All tables and figures are there and newest, as in a clone in which only the records or the config changed."""
+    folder = tmp_path / "finished"
+    shutil.copytree(clone, folder)
+    done = snakemake(folder, "--configfile", "config/smoke.yaml", "--summary")
+    shown = [line.split("\t")[0] for line in done.stdout.splitlines() if line.startswith(("results/smoke", "figures/"))]
+    assert len(shown) > 20
+    for name in shown:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    assert jobs(folder, "config/smoke.yaml") == {}
+    records = sorted((folder / "results/runs").rglob("*.json"))
+    records[0].unlink()
+    assert jobs(folder, "config/smoke.yaml")["train"] == 1
+    shutil.copy(clone / records[0].relative_to(folder), records[0])
+    other = folder / "other.yaml"
+    other.write_text("methods: {lora: {training: {learning_rate: 1.0e-4}}}")
+    os.utime(other, (0, 0))
+    assert jobs(folder, "config/smoke.yaml", str(other))["train"] == 3
+
+
 def test_finished_runs_are_restored_and_then_watched(clone: Path) -> None:
     """Snakemake deletes outputs before a job; the records that came with the clone survive that."""
     before = {path: path.read_bytes() for path in (clone / "results/runs").rglob("*.json")}

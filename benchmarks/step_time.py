@@ -269,7 +269,7 @@ def whole_run(medians: dict[str, float], *, growing: float, scored: float) -> fl
     return growing * during + (1 - growing) * medians["IncreLoRA, after growth"]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -280,7 +280,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="steps per side and round")
     parser.add_argument("--compile", action="store_true", help="try torch.compile too")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
     bench = Bench(args)
     sides = bench.sides()

@@ -157,8 +157,8 @@ def _cells(row: dict[str, Any]) -> tuple[Cell, ...]:
 def _notes(results: Results, rows: Sequence[dict[str, Any]], per_rank: float | None) -> list[str]:
     notes = [
         "Counts are numbers, not bytes, and leave out pooler and classifier and their two moments (Full FT counts "
-        "everything). At peak: the most parameters that had a gradient at once. Optimizer state: at the end of "
-        "training. Memory: measured peak, frozen weights and activations included; on a GPU of the whole run, on a "
+        "everything). At peak: the most parameters that had a gradient at once. Optimizer state: the most numbers that "
+        "it held. Memory: measured peak, frozen weights and activations included; on a GPU of the whole run, on a "
         "CPU of all tensors in one step a quarter of the way through training.",
         "Paper: numbers kept for training with AdamW by the paper's formulas"
         + (

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0
 EVALUATION_BATCH = 128
-ORTHOGONALITY_POINTS = 60
+NOTED_POINTS = 60
 
 
 @dataclass
@@ -61,6 +61,7 @@ class Progress:
         seconds: training time of earlier sessions of this run.
         step_seconds: time of every optimizer step.
         peak_memory: bytes at the peak of the step that was measured, where the device does not tell.
+        optimizer_state: the most numbers that the optimizer has kept.
         status: ``completed`` until proven otherwise.
     """
 
@@ -73,6 +74,7 @@ class Progress:
     seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
     peak_memory: int | None = None
+    optimizer_state: int = 0
     status: str = "completed"
     reason: str | None = None
 
@@ -212,8 +214,9 @@ class _Run:
     def _train(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
         progress, adaptation = self.progress, self.adaptation
         session_start = saved = time.monotonic()
-        orthogonality_every = max(1, self.total // ORTHOGONALITY_POINTS)
-        self._note_orthogonality(0, orthogonality_every)
+        note_every = max(1, self.total // NOTED_POINTS)
+        if progress.step == 0:
+            self._note_orthogonality()
         adaptation.model.train()
         bar = tqdm(
             total=self.total,
@@ -229,7 +232,9 @@ class _Run:
                 progress.status, progress.reason = "diverged", f"loss is {loss} at step {progress.step + 1}"
                 break
             progress.losses.append(loss)
-            self._note_orthogonality(progress.step, orthogonality_every)
+            if progress.step % note_every == 0:
+                self._note_orthogonality()
+                self._note_optimizer_state(optimizer)
             self._log(loss, scheduler)
             if self._evaluates_at(progress.step):
                 self._evaluate()
@@ -362,14 +367,17 @@ class _Run:
     def _references(self) -> dict[str, list[float]]:
         return {split: examples.labels for split, examples in self.data.evaluation.items()}
 
-    def _note_orthogonality(self, step: int, every: int) -> None:
+    def _note_orthogonality(self) -> None:
         """Record the curves of Figure 5 for methods that have such factors."""
-        noted = self.progress.orthogonality
-        if step % every or (noted and noted[-1]["step"] >= step):
-            return
         values = self.adaptation.orthogonality()
         if values is not None:
-            noted.append({"step": step, "A": values[0], "B": values[1]})
+            self.progress.orthogonality.append({"step": self.progress.step, "A": values[0], "B": values[1]})
+
+    def _note_optimizer_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the largest number of moments: a growing method has more of them than it ends with."""
+        state = optimizer.state_dict()
+        now = _numbers(state["state"]) + _numbers(state.get("increlora"))
+        self.progress.optimizer_state = max(self.progress.optimizer_state, now)
 
     def _log(self, loss: float, scheduler: Any) -> None:
         if self.writer is None:
@@ -439,13 +447,13 @@ class _Run:
 
     def _cost(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         progress = self.progress
+        self._note_optimizer_state(optimizer)
         return {
             "wall_seconds": round(time.monotonic() - self.clock, 3),
             "train_seconds": round(progress.seconds, 3),
             "step_ms": round(1000 * statistics.median(progress.step_seconds), 3) if progress.step_seconds else None,
             "peak_memory_mb": self._peak_memory_mb(),
-            "optimizer_state": _numbers(optimizer.state_dict()["state"])
-            + _numbers(optimizer.state_dict().get("increlora")),
+            "optimizer_state": progress.optimizer_state,
             "peak_trainable": self.adaptation.peak_trainable(),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),

@@ -13,11 +13,17 @@ backward pass that reaches the adapter whenever another process has one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from increlora.errors import IncreLoraError
+
+if TYPE_CHECKING:
+    from increlora.tuner.layer import IncreLoraLayer
 
 
 def world_size() -> int:
@@ -70,6 +76,35 @@ def share_scores(scores: Tensor) -> None:
     """
     foreign = torch.arange(len(scores), device=scores.device) % world_size() != dist.get_rank()
     average(scores.masked_fill_(foreign, 0))
+
+
+def start_equal(adapter: str, layers: Sequence[IncreLoraLayer]) -> None:
+    """Take over the first process's values, and the seeds from which all later ones are drawn.
+
+    Raises:
+        IncreLoraError: in all processes, if the adapter has other ranks in one of them, or a wrapper holds its tensors.
+    """
+    tensors = [getattr(layer, f"increlora_{kind}")[adapter] for layer in layers for kind in ("A", "B", "lambda")]
+    wrapper = ddp_wrapper()
+    if wrapper is not None and any(parameter is tensors[0] for parameter in wrapper._module_parameters):
+        raise IncreLoraError(
+            "DistributedDataParallel cannot follow ranks that grow: wrap the PEFT model itself, or give the module "
+            "that is wrapped a `_ddp_params_and_buffers_to_ignore`, the list of all names with 'increlora_' in them"
+        )
+    parts = [layer.components[adapter] for layer in layers]
+    sizes = [[tensor.shape[0], part.rank, part.reserve] for tensor, part in zip(tensors[2::3], parts, strict=True)]
+    first = torch.tensor(
+        [[*size, part.seed] for size, part in zip(sizes, parts, strict=True)], device=tensors[0].device
+    )
+    from_first(first)
+    (differs,) = anywhere([first[:, :3].tolist() != sizes], first.device)
+    if differs:
+        raise IncreLoraError(
+            f"adapter {adapter!r} has not the same ranks in all processes: load the same adapter in each of them"
+        )
+    for part, seed in zip(parts, first[:, 3].tolist(), strict=True):
+        part.seed = seed
+    in_one_message(tensors, from_first)
 
 
 class GradientAverage:

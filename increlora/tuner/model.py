@@ -23,10 +23,8 @@ from increlora.tuner.config import IncreLoraConfig
 from increlora.tuner.distributed import (
     GradientAverage,
     anywhere,
-    ddp_wrapper,
-    from_first,
-    in_one_message,
     share_scores,
+    start_equal,
     sum_in,
     world_size,
 )
@@ -547,37 +545,12 @@ class IncreLoraModel(BaseTuner):
         """Make sure that the adapters start equal, and have the coming backward pass end with averaged gradients."""
         for adapter in dict.fromkeys(adapter for _, adapter, _ in self.component_tensors()):
             if adapter not in self._equal:
-                self._start_equal(adapter)
+                layers = list(self.adapter_layers(adapter).values())
+                start_equal(adapter, layers)
                 self._equal.add(adapter)
+                if layers[0].components[adapter].recorder is not None:  # it may date from before there were processes
+                    self._set_recorders(adapter, on=True)
         self._gradient_average.watch()
-
-    def _start_equal(self, adapter: str) -> None:
-        """Take over the first process's values, and the seeds from which all later ones are drawn."""
-        layers = list(self.adapter_layers(adapter).values())
-        tensors = [getattr(layer, f"increlora_{kind}")[adapter] for layer in layers for kind in ("A", "B", "lambda")]
-        wrapper = ddp_wrapper()
-        if wrapper is not None and any(parameter is tensors[0] for parameter in wrapper._module_parameters):
-            raise IncreLoraError(
-                "DistributedDataParallel cannot follow ranks that grow: wrap the PEFT model itself, or give the module "
-                "that is wrapped a `_ddp_params_and_buffers_to_ignore`, the list of all names with 'increlora_' in them"
-            )
-        components = [layer.components[adapter] for layer in layers]
-        own = [
-            [tensor.shape[0], part.rank, part.reserve, part.seed]
-            for tensor, part in zip(tensors[2::3], components, strict=True)
-        ]
-        first = torch.tensor(own, device=tensors[0].device)
-        from_first(first)
-        (differs,) = anywhere([first[:, :3].tolist() != [row[:3] for row in own]], first.device)
-        if differs:
-            raise IncreLoraError(
-                f"adapter {adapter!r} has not the same ranks in all processes: load the same adapter in each of them"
-            )
-        for part, seed in zip(components, first[:, 3].tolist(), strict=True):
-            part.seed = seed
-        in_one_message(tensors, from_first)
-        if any(part.recorder is not None for part in components):  # they may date from before the group of processes
-            self._set_recorders(adapter, on=True)
 
 
 def find_tuner(model: nn.Module) -> IncreLoraModel:

@@ -199,10 +199,8 @@ class _Bucket:
 
         if group["weight_decay"]:
             decay = torch.where(active, 1 - rate * group["weight_decay"], 1.0).to(gradient.dtype)
-            for member, parameter, rows in zip(
-                self.members, parameters, self.layout.split(decay, by_row=True), strict=True
-            ):
-                parameter.mul_(rows if parameter.dim() == 1 or member.component_dim else rows.unsqueeze(1))
+            rows = zip(self.members, self.layout.split(decay, by_row=True), strict=True)
+            torch._foreach_mul_(parameters, [r.unsqueeze(1) if member.kind == "A" else r for member, r in rows])
         torch._foreach_sub_(parameters, self.layout.split(change))
 
     def state_dict(self) -> dict[str, Any]:

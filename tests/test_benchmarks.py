@@ -1,0 +1,25 @@
+"""The benchmark runs as it stands, on the smallest input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.study_helpers import ROOT
+
+
+def test_step_time(tmp_path: Path) -> None:
+    smallest = {"device": "cpu", "layers": 1, "batch": 2, "length": 8, "rounds": 1, "steps": 1, "out": tmp_path}
+    options = [text for name, value in smallest.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, str(ROOT / "benchmarks/step_time.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "cpu_length8.json").read_text())
+    assert (tmp_path / "cpu_length8.md").read_text() in done.stdout
+    lora, authors = result["sides"]["LoRA"], result["sides"]["IncreLoRA, authors' layer"]
+    assert lora["to_lora"] == 1
+    # six update matrices of (12 * 768 * 768) numbers in all, their gradients and products are alive at once
+    assert authors["peak_mib"] - lora["peak_mib"] > 12 * 768 * 768 * 4 / 2**20
+    assert result["sides"]["IncreLoRA, after growth"]["peak_mib"] - lora["peak_mib"] < 3

@@ -33,7 +33,6 @@ class SvdLora(PeftAdaptation):
         super().__init__(inject(setup.model, config), setup.plan, shapes)
         self._budget = setup.size
         self._tuner = find_tuner(self.peft_model)
-        self._tuner.gradient_accumulation_steps = setup.plan.gradient_accumulation
 
     def optimizer(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """The tuner's AdamW, in which every component has its own age; its state dict holds the state of growth."""
@@ -43,6 +42,7 @@ class SvdLora(PeftAdaptation):
             lr=plan.learning_rate,
             total_steps=plan.total_steps,
             warmup_steps=plan.warmup_steps,
+            gradient_accumulation_steps=plan.gradient_accumulation,
             weight_decay=plan.weight_decay,
         )
 

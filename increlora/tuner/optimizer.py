@@ -367,6 +367,7 @@ def create_optimizer(
     lr: float,
     total_steps: int,
     warmup_steps: int = 0,
+    gradient_accumulation_steps: int = 1,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -388,11 +389,14 @@ def create_optimizer(
         lr: peak learning rate.
         total_steps: optimizer steps of the whole training.
         warmup_steps: steps of linear warmup, of every birth.
+        gradient_accumulation_steps: backward passes per optimizer step; divide each loss by it.
         weight_decay, betas, eps: as in ``torch.optim.AdamW``.
     """
     from increlora.tuner.model import find_tuner
 
     schedule = WarmupDecay(warmup_steps, total_steps)
-    find_tuner(model).set_total_steps(total_steps, warmup_steps)
+    tuner = find_tuner(model)
+    tuner.gradient_accumulation_steps = gradient_accumulation_steps
+    tuner.set_total_steps(total_steps, warmup_steps)
     optimizer = IncreLoraAdamW(model, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, schedule=schedule)
     return optimizer, LambdaLR(optimizer, schedule.first)

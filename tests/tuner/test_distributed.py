@@ -130,9 +130,10 @@ def plain_loop(
     if checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    find_tuner(model).gradient_accumulation_steps = pieces
     wrapped: Any = DistributedDataParallel(model, **(options or {})) if wrap and size > 1 else model
-    optimizer, scheduler = create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=3)
+    optimizer, scheduler = create_optimizer(
+        model, lr=1e-2, total_steps=STEPS, warmup_steps=3, gradient_accumulation_steps=pieces
+    )
     norms = []
     wrapped.train()
     for step in range(1, STEPS + 1):

@@ -190,8 +190,7 @@ def logits(model: nn.Module, case: Case) -> torch.Tensor:
 
 
 def start(model: PeftModel, parts: int = 1) -> tuple[Any, Any]:
-    find_tuner(model).gradient_accumulation_steps = parts
-    return create_optimizer(model, lr=2e-2, total_steps=STEPS, warmup_steps=2)
+    return create_optimizer(model, lr=2e-2, total_steps=STEPS, warmup_steps=2, gradient_accumulation_steps=parts)
 
 
 def train(model: PeftModel, case: Case, steps: range, optimizer: Any, scheduler: Any, parts: int = 1) -> list[float]:

@@ -189,7 +189,6 @@ def test_equals_the_equations(case: str, parts: int) -> None:
     base.load_state_dict(model.state_dict())
     peft_model = get_peft_model(model, config).train()
     tuner = peft_model.base_model
-    tuner.gradient_accumulation_steps = parts
     layers = tuner.adapter_layers()
     lam = config.reserve_lambda if config.advance_learning else 0.0
     reserve = config.ranks_per_event
@@ -202,7 +201,12 @@ def test_equals_the_equations(case: str, parts: int) -> None:
         },
     )
     optimizer, scheduler = create_optimizer(
-        peft_model, lr=LR, total_steps=STEPS, warmup_steps=WARMUP, weight_decay=WEIGHT_DECAY
+        peft_model,
+        lr=LR,
+        total_steps=STEPS,
+        warmup_steps=WARMUP,
+        gradient_accumulation_steps=parts,
+        weight_decay=WEIGHT_DECAY,
     )
     growth, events = tuner.growth["default"], 0
     for step in range(1, STEPS + 1):

@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
-from increlora import IncreLoraConfig, create_optimizer
+from increlora import IncreLoraConfig, create_optimizer, find_tuner
 from increlora.training.deberta import slice_relative_positions
 from increlora.training.memory import MIB, LiveTensors, resident_tensors
 
@@ -152,11 +152,13 @@ class Bench:
         optimizer, scheduler = create_optimizer(model, lr=1e-4, total_steps=2 * FAR, warmup_steps=100)
         forward = torch.compile(model) if compiled else model
         side = Side(lambda: None, model, optimizer)
+        layers = find_tuner(model).adapter_layers().values()
         count = 0
 
         def step() -> None:
             nonlocal count
             count += 1
+            side.details["scored_modules"] = sum(layer.components["default"].recorder is not None for layer in layers)
             self.loss(forward).backward()
             self.synchronise()
             began = time.perf_counter()
@@ -191,7 +193,7 @@ class Bench:
         built = {
             "LoRA": self.lora(),
             "AdaLoRA": self.adalora(),
-            "IncreLoRA, scored step": self.increlora(**growing, deltaT=FAR),
+            "IncreLoRA, scored step": self.increlora(**growing, deltaT=FAR, score_window="all"),
             "IncreLoRA, step between": self.increlora(**growing, deltaT=FAR, score_window=1),
             "IncreLoRA, after growth": self.increlora(init_r=RANK, target_r=RANK),
             "IncreLoRA, authors' layer": self.materialised(),
@@ -298,6 +300,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows[name] = {
             "step_ms": 1000 * statistics.median(t for times in side.times for t in times),
             "to_lora": statistics.median(spread),
+            "scored_modules": side.details.get("scored_modules"),
             "to_lora_quartiles": [spread[len(spread) // 4], spread[-1 - len(spread) // 4]],
             "peak_mib": peak,
             "above_mib": above,

@@ -22,4 +22,6 @@ def test_step_time(tmp_path: Path) -> None:
     assert lora["to_lora"] == 1
     # six update matrices of (12 * 768 * 768) numbers in all, their gradients and products are alive at once
     assert authors["peak_mib"] - lora["peak_mib"] > 12 * 768 * 768 * 4 / 2**20
+    scored = {name: side["scored_modules"] for name, side in result["sides"].items() if side["scored_modules"]}
+    assert scored == {"IncreLoRA, scored step": 6}
     assert result["sides"]["IncreLoRA, after growth"]["peak_mib"] - lora["peak_mib"] < 3

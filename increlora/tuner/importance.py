@@ -15,21 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BLOCK = 2**20
+"""Entries of an update matrix that are looked at at a time: a small module's whole, a large one's some rows."""
+
 
 class UpdateGradient:
     """Collects ``grad(dW)`` of one module over the calls of one optimizer step and reduces it to the score ``S``.
 
-    With ``hold=False`` the matrix is reduced and freed as soon as every recorded call has been differentiated, so only
-    the module at hand keeps one. With ``hold=True`` (gradient accumulation, several processes) it is kept until
-    :meth:`take`, because the absolute value may only be taken of the complete sum.
+    A module that is called once is reduced block by block without ever forming the matrix. One that is called several
+    times keeps the sum until its last call has been differentiated, and with ``hold=True`` (gradient accumulation,
+    several processes) until :meth:`take`, because the absolute value may only be taken of the complete sum.
 
     Args:
-        update: returns the current update matrix ``dW`` (out x in).
+        update: returns some rows of the current update matrix ``dW`` (out x in).
         reduction: ``"mean"`` or ``"sum_sqrt"``, see :class:`IncreLoraConfig`.
         hold: keep the matrix until :meth:`take`.
     """
 
-    def __init__(self, update: Callable[[], Tensor], reduction: str, hold: bool):
+    def __init__(self, update: Callable[[slice], Tensor], reduction: str, hold: bool):
         self.update = update
         self.reduction = reduction
         self.hold = hold
@@ -62,12 +65,21 @@ class UpdateGradient:
         if outputs.dtype == torch.float16:  # the scaled sum over tokens overflows long before the adapter's gradients
             outputs = outputs.float()
         # under autocast the two differ in dtype; the product is then as exact as any other of that backward pass
-        product = outputs.T @ inputs.reshape(-1, inputs.shape[-1]).to(outputs.dtype)
-        product = product.to(torch.promote_types(product.dtype, torch.float32))
-        self._gradient = product if self._gradient is None else self._gradient.add_(product)
+        tokens = inputs.reshape(-1, inputs.shape[-1]).to(outputs.dtype)
+
+        def gradient(rows: slice) -> Tensor:
+            product = outputs[:, rows].T @ tokens
+            return product.to(torch.promote_types(product.dtype, torch.float32))
+
         self._pending -= 1
-        if self._pending == 0 and not self.hold:
-            self._score = self._reduce(self._gradient)
+        complete = self._pending == 0 and not self.hold
+        if complete and self._gradient is None:
+            self._score = self._reduce(gradient, outputs.shape[1], tokens.shape[1])
+            return
+        whole = gradient(slice(None))
+        self._gradient = whole if self._gradient is None else self._gradient.add_(whole)
+        if complete:
+            self._score = self._reduce(self._gradient.__getitem__, *self._gradient.shape)
             self._gradient = None
 
     @property
@@ -85,16 +97,19 @@ class UpdateGradient:
         if self._gradient is not None:
             if average is not None:
                 average(self._gradient)
-            score = self._reduce(self._gradient)
+            score = self._reduce(self._gradient.__getitem__, *self._gradient.shape)
         self._gradient = self._score = None
         self._pending = 0
         self._called_outside_backward = False
         return score
 
-    def _reduce(self, gradient: Tensor) -> Tensor:
-        entries = gradient.numel()
-        total = gradient.mul_(self.update()).abs_().sum()
-        return total / (entries if self.reduction == "mean" else entries**0.5)
+    def _reduce(self, gradient: Callable[[slice], Tensor], height: int, width: int) -> Tensor:
+        """The score of a matrix (height x width) of which ``gradient`` returns rows that may be overwritten."""
+        step = max(1, BLOCK // width)
+        blocks = [slice(start, min(start + step, height)) for start in range(0, height, step)]
+        sums = [gradient(rows).mul_(self.update(rows)).abs_().sum() for rows in blocks]
+        entries = height * width
+        return torch.stack(sums).sum() / (entries if self.reduction == "mean" else entries**0.5)
 
 
 class _Tap(torch.autograd.Function):

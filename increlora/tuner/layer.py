@@ -230,9 +230,9 @@ class IncreLoraLayer(BaseTunerLayer):
         )
 
     @torch.no_grad()
-    def factored_update(self, adapter: str) -> Tensor:
-        """The update matrix ``dW = s B diag(lambda) A`` (out x in), reserve included."""
-        return (self.increlora_B[adapter] * self.coefficients(adapter)) @ self.increlora_A[adapter]
+    def factored_update(self, adapter: str, rows: slice = slice(None)) -> Tensor:
+        """Rows of the update matrix ``dW = s B diag(lambda) A`` (out x in), reserve included."""
+        return (self.increlora_B[adapter][rows] * self.coefficients(adapter)) @ self.increlora_A[adapter]
 
     @torch.no_grad()
     def lora_factors(self, adapter: str) -> tuple[Tensor, Tensor]:

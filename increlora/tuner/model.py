@@ -571,5 +571,5 @@ def _named_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, IncreLo
             yield name, module
 
 
-def _bound_update(layer: IncreLoraLayer, adapter: str) -> Callable[[], Tensor]:
-    return lambda: layer.factored_update(adapter)
+def _bound_update(layer: IncreLoraLayer, adapter: str) -> Callable[[slice], Tensor]:
+    return lambda rows: layer.factored_update(adapter, rows)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from increlora import IncreLoraConfig, create_optimizer, export_lora, find_tuner, lora_config
 from increlora.errors import IncreLoraError
+from increlora.tuner import importance as importance_module
 from tests.conftest import TARGETS
 from tests.tuner.conftest import deberta
 
@@ -333,8 +334,10 @@ def test_ranks_retrain_as_lora(case: Case, trained: PeftModel) -> None:
     assert {name.removeprefix("base_model.model."): r for name, r in found.items()} == ranks
 
 
-def test_importance_is_that_of_the_whole_matrix(case: Case) -> None:
+@pytest.mark.parametrize("block", [importance_module.BLOCK, 50], ids=["whole", "in blocks"])
+def test_importance_is_that_of_the_whole_matrix(case: Case, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient of dW is that of the weight which it is added to; autograd gives it if the weight is trainable."""
+    monkeypatch.setattr(importance_module, "BLOCK", block)
     model = case.adapted()
     train(model, case, range(1, 7), *start(model))
     tuner = find_tuner(model)

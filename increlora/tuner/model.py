@@ -43,6 +43,7 @@ class Growth:
         budget: total rank at which growth ends, ``r_final``.
         importance: smoothed scores of all modules.
         schedule: known once the length of training is.
+        step: number of the last optimizer step, 0 before the first one.
         events: one ``{"step", "grown": {module: ranks}, "total_rank"}`` per event.
         finished: the budget is reached and the reserve switched off.
     """
@@ -50,6 +51,7 @@ class Growth:
     budget: int
     importance: Importance
     schedule: GrowthSchedule | None = None
+    step: int = 0
     events: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
 
@@ -228,7 +230,7 @@ class IncreLoraModel(BaseTuner):
                 initial_rank=initial,
                 budget=growth.budget,
             )
-            self._set_scoring(adapter, growth, (growth.events[-1]["step"] if growth.events else 0) + 1)
+            self._set_scoring(adapter, growth)
 
     @staticmethod
     def _initial_rank(adapter: str, growth: Growth, layers: dict[str, IncreLoraLayer]) -> int:
@@ -255,7 +257,10 @@ class IncreLoraModel(BaseTuner):
         grown: dict[str, int] = {}
         for adapter in self.active_adapters:
             growth = self.growth.get(adapter)
-            if growth is None or growth.finished:
+            if growth is None:
+                continue
+            growth.step = global_step
+            if growth.finished:
                 continue
             schedule = self._require_schedule(growth)
             if schedule.is_scored(global_step):
@@ -263,7 +268,7 @@ class IncreLoraModel(BaseTuner):
             if schedule.is_event(global_step):
                 grown.update(self._grow(adapter, growth, global_step))
             if not growth.finished:
-                self._set_scoring(adapter, growth, global_step + 1)
+                self._set_scoring(adapter, growth)
         return grown
 
     def _require_schedule(self, growth: Growth) -> GrowthSchedule:
@@ -347,8 +352,8 @@ class IncreLoraModel(BaseTuner):
             layer.close(adapter)
         self.growth_version += 1
 
-    def _set_scoring(self, adapter: str, growth: Growth, next_step: int) -> None:
-        self._set_recorders(adapter, on=growth.schedule is not None and growth.schedule.is_scored(next_step))
+    def _set_scoring(self, adapter: str, growth: Growth) -> None:
+        self._set_recorders(adapter, on=growth.schedule is not None and growth.schedule.is_scored(growth.step + 1))
 
     def _set_recorders(self, adapter: str, *, on: bool) -> None:
         hold = self.gradient_accumulation_steps > 1 or world_size() > 1
@@ -490,6 +495,7 @@ class IncreLoraModel(BaseTuner):
             state[adapter] = {
                 "layers": layers,
                 "importance": growth.importance.state_dict(),
+                "step": growth.step,
                 "events": growth.events,
                 "finished": growth.finished,
             }
@@ -512,6 +518,7 @@ class IncreLoraModel(BaseTuner):
                     )
                 layer.restore_reserve(adapter, own)
             growth.importance.load_state_dict(saved["importance"])
+            growth.step = saved["step"]
             growth.events, growth.finished = [dict(event) for event in saved["events"]], saved["finished"]
         self.growth_version += 1
         if self._length is not None:

@@ -195,6 +195,24 @@ def test_resume_in_a_plain_loop_is_bit_for_bit(stop: int, tmp_path: Path) -> Non
             assert torch.equal(getattr(layer, kind)["default"], getattr(other, kind)["default"])
 
 
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_resume_between_scored_steps(stop: int, tmp_path: Path) -> None:
+    """Only the two steps before each event are scored: the first step after the resume may be one, or not."""
+    whole = get_peft_model(deberta(), adapter(score_window=2))
+    optimizer, scheduler = create_optimizer(whole, lr=1e-2, total_steps=STEPS, warmup_steps=4)
+    train(whole, optimizer, scheduler, range(1, stop + 1))
+    whole.save_pretrained(tmp_path)
+    state = copy.deepcopy([optimizer.state_dict(), scheduler.state_dict()])
+    expected = train(whole, optimizer, scheduler, range(stop + 1, 13))
+
+    resumed = PeftModel.from_pretrained(deberta(), tmp_path, is_trainable=True)
+    optimizer, scheduler = create_optimizer(resumed, lr=1e-2, total_steps=STEPS, warmup_steps=4)
+    optimizer.load_state_dict(state[0])
+    scheduler.load_state_dict(state[1])
+    assert train(resumed, optimizer, scheduler, range(stop + 1, 13)) == expected
+    assert resumed.growth_events() == whole.growth_events()
+
+
 class Sentences(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 96

@@ -7,7 +7,9 @@ and, at an event, chooses the modules and grows them. It comes after the backwar
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.tuner.allocation import GrowthSchedule, allocate, resolve_schedule
@@ -79,6 +82,8 @@ class IncreLoraModel(BaseTuner):
         self.growth_version = 0
         self._allocated = False
         self._optimizer_attached = False
+        self._regularised = False
+        self._hook: RemovableHandle | None = None
         self._length: tuple[int, int] | None = None
         self._equal: set[str] = set()  # adapters that are known to be the same in all processes
         self._gradient_average = GradientAverage(self._trained_tensors)
@@ -172,18 +177,42 @@ class IncreLoraModel(BaseTuner):
     # ---------------------------------------------------------------- training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward; in training the orthogonality regulariser is added to ``output.loss``."""
-        if self.training and torch.is_grad_enabled() and world_size() > 1:
+        """The model's forward; in training the orthogonality regulariser is added to the loss that it returns."""
+        with self._enable_peft_forward_hooks():
+            return self.model(*args, **kwargs)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's context of a forward pass. A ``PeftModel`` without a task type calls the base model in it directly."""
+        if self._hook is not None or not (self.training and torch.is_grad_enabled()):
+            yield
+            return
+        if world_size() > 1:
             self._follow_processes()
-        output = self.model(*args, **kwargs)
-        if self.training and torch.is_grad_enabled() and getattr(output, "loss", None) is not None:
-            penalty = self.orthogonality_loss()
-            if penalty is not None:
-                if (
-                    kwargs.get("num_items_in_batch") is not None
-                ):  # the Trainer then does not divide by the micro-batches
-                    penalty = penalty / (self.gradient_accumulation_steps * self.loss_factor)
-                output.loss = output.loss + penalty.to(output.loss.device)
+        self._hook = self.model.register_forward_hook(self._add_regulariser, with_kwargs=True)
+        try:
+            yield
+        finally:
+            self._hook.remove()
+            self._hook = None
+
+    def _add_regulariser(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if isinstance(output, tuple):
+            loss = output[0] if output and isinstance(output[0], Tensor) and output[0].dim() == 0 else None
+        else:
+            loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+        penalty = self.orthogonality_loss() if isinstance(loss, Tensor) else None
+        if penalty is None or loss is None:
+            return output
+        if kwargs.get("num_items_in_batch") is not None:  # the Trainer then does not divide by the micro-batches
+            penalty = penalty / (self.gradient_accumulation_steps * self.loss_factor)
+        loss = loss + penalty.to(loss.device)
+        if isinstance(output, tuple):
+            return (loss, *output[1:])
+        if isinstance(output, dict):
+            output["loss"] = loss
+        else:
+            output.loss = loss
         return output
 
     def orthogonality_loss(self) -> Tensor | None:
@@ -192,6 +221,7 @@ class IncreLoraModel(BaseTuner):
         for adapter in self.active_adapters:
             if adapter not in self.peft_config:
                 continue
+            self._regularised = True
             config = self.peft_config[adapter]
             layers = list(self.adapter_layers(adapter).values())
             layers = [layer for layer in layers if layer.increlora_A[adapter].requires_grad and layer.rank(adapter)]
@@ -253,7 +283,13 @@ class IncreLoraModel(BaseTuner):
         Raises:
             IncreLoraError: the length of training is unknown, or no gradient reached a module.
         """
-        self._allocated = True
+        if not self._regularised and any(self.peft_config[a].orth_reg_weight for a in self.growth):
+            warnings.warn(
+                "the orthogonality regulariser is not in the loss, because the model has not returned one (label "
+                "smoothing, or a loss of your own): add model.orthogonality_loss() to it",
+                stacklevel=2,
+            )
+        self._allocated, self._regularised = True, False
         grown: dict[str, int] = {}
         for adapter in self.active_adapters:
             growth = self.growth.get(adapter)

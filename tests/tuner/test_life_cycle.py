@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,16 @@ def test_trainer_with_gradient_accumulation_grows(tmp_path: Path) -> None:
     model = get_peft_model(deberta(), adapter(deltaT=3))
     trainer(model, tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=4, save_strategy="no").train()
     assert sum(model.rank_distribution().values()) == 36
+
+
+def test_regulariser_that_reaches_no_loss_is_reported(tmp_path: Path) -> None:
+    """Label smoothing computes the loss outside of the model."""
+    model = get_peft_model(deberta(), adapter(deltaT=3))
+    with pytest.warns(UserWarning, match=r"add model\.orthogonality_loss\(\)"):
+        trainer(model, tmp_path, label_smoothing_factor=0.1, save_strategy="no").train()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the orthogonality regulariser")
+        trainer(get_peft_model(deberta(), adapter(deltaT=3)), tmp_path, save_strategy="no").train()
 
 
 def test_trainer_refuses_another_optimizer(model: PeftModel, tmp_path: Path) -> None:

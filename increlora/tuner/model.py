@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -399,7 +400,7 @@ class IncreLoraModel(BaseTuner):
                 components.recorder = None
             elif components.recorder is None or components.recorder.hold != hold:
                 components.recorder = UpdateGradient(
-                    _bound_update(layer, adapter), components.config.score_reduction, hold
+                    partial(layer.factored_update, adapter), components.config.score_reduction, hold
                 )
 
     # ---------------------------------------------------------------- what the optimizer asks
@@ -612,7 +613,3 @@ def _named_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, IncreLo
     for name, module in model.named_modules():
         if isinstance(module, IncreLoraLayer) and adapter in module.components:
             yield name, module
-
-
-def _bound_update(layer: IncreLoraLayer, adapter: str) -> Callable[[], Tensor]:
-    return lambda: layer.factored_update(adapter)

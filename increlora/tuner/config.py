@@ -61,8 +61,8 @@ class IncreLoraConfig(PeftConfig):
         init_std: standard deviation of the Gaussian init of a and b.
         allow_overshoot: let ties and ``ranks_per_event`` exceed the budget as the authors' code does.
         capacity_block: components by which a module's storage is enlarged; growth inside a block moves no memory.
-        total_step: optimizer steps of the whole training; may also come from the Trainer callback or
-            ``create_optimizer``.
+        total_step: optimizer steps of the whole training, for a loop that does without the Trainer callback and
+            ``create_optimizer``, which know better; then set ``deltaT`` too.
         fan_in_fan_out: the weight is stored as (in, out); set by the model for GPT-2's ``Conv1D``.
         bias: must be ``"none"``; there for code that expects the field.
     """

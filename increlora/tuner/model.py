@@ -153,6 +153,12 @@ class IncreLoraModel(BaseTuner):
         self._check_budget(config, layers.values(), budget, adapter_name)
         self.growth[adapter_name] = Growth(budget, Importance(len(layers), config.beta1, config.beta2))
         self._finish_if_full(adapter_name)
+        if self.growth[adapter_name].finished:
+            return
+        if config.total_step is not None and config.deltaT is not None:
+            self.set_total_steps(config.total_step)
+        else:  # a second backward pass will tell that nobody allocates
+            self._set_recorders(adapter_name, on=True)
 
     @staticmethod
     def _check_budget(config: IncreLoraConfig, layers: Any, budget: int, adapter: str) -> None:
@@ -188,6 +194,10 @@ class IncreLoraModel(BaseTuner):
         if self._hook is not None or not (self.training and torch.is_grad_enabled()):
             yield
             return
+        for adapter, growth in self.growth.items():
+            recorder = next(iter(self.adapter_layers(adapter).values())).components[adapter].recorder
+            if recorder is not None and recorder.arrived:
+                self._require_schedule(growth)
         if world_size() > 1:
             self._follow_processes()
         self._hook = self.model.register_forward_hook(self._add_regulariser, with_kwargs=True)
@@ -261,6 +271,7 @@ class IncreLoraModel(BaseTuner):
                 initial_rank=initial,
                 budget=growth.budget,
             )
+            self._set_recorders(adapter, on=False)  # a backward pass that came before does not count
             self._set_scoring(adapter, growth)
 
     @staticmethod
@@ -282,8 +293,10 @@ class IncreLoraModel(BaseTuner):
             ``{module: ranks gained}``, empty if nothing grew.
 
         Raises:
-            IncreLoraError: the length of training is unknown, or no gradient reached a module.
+            IncreLoraError: the length of training is unknown, no gradient reached a module, or an event was missed.
         """
+        if global_step < 1:
+            raise IncreLoraError(f"global_step is {global_step}: optimizer steps count from 1")
         if not self._regularised and any(self.peft_config[a].orth_reg_weight for a in self.growth):
             warnings.warn(
                 "the orthogonality regulariser is not in the loss, because the model has not returned one (label "
@@ -296,10 +309,16 @@ class IncreLoraModel(BaseTuner):
             growth = self.growth.get(adapter)
             if growth is None:
                 continue
-            growth.step = global_step
+            before, growth.step = growth.step, global_step
             if growth.finished:
                 continue
             schedule = self._require_schedule(growth)
+            missed = [step for step in range(before + 1, global_step) if before and schedule.is_event(step)]
+            if missed:
+                raise IncreLoraError(
+                    f"global_step is {global_step} after {before}, but ranks were to grow at {missed[0]}: call "
+                    "`update_and_allocate` once per optimizer step, with the number of that step"
+                )
             if schedule.is_scored(global_step):
                 self._score(adapter, growth, loss_scale)
             if schedule.is_event(global_step):
@@ -310,14 +329,10 @@ class IncreLoraModel(BaseTuner):
 
     def _require_schedule(self, growth: Growth) -> GrowthSchedule:
         if growth.schedule is None:
-            totals = {config.total_step for config in self.peft_config.values() if config.total_step}
-            if not totals:
-                raise IncreLoraError(
-                    "IncreLoRA does not know how long training lasts: use IncreLoraCallback with the Trainer, "
-                    "create_optimizer(..., total_steps=...) in a loop, or set total_step in the config"
-                )
-            self.set_total_steps(totals.pop())
-        assert growth.schedule is not None
+            raise IncreLoraError(
+                "IncreLoRA does not know how long training lasts: use IncreLoraCallback with the Trainer, "
+                "create_optimizer(..., total_steps=...) in a loop, or set total_step and deltaT in the config"
+            )
         return growth.schedule
 
     def _score(self, adapter: str, growth: Growth, loss_scale: float) -> None:

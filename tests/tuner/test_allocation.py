@@ -107,6 +107,11 @@ def test_unreachable_budgets_are_refused(changes: dict[str, object], field: str 
     assert caught.value.field == field
 
 
+def test_unknown_interval_is_refused() -> None:
+    with pytest.raises(ConfigError, match="deltaT: is the number of warmup steps"):
+        resolve_schedule(IncreLoraConfig(), total_step=1000, warmup_steps=0, modules=72, initial_rank=72, budget=144)
+
+
 def test_too_few_events_ask_for_more_ranks_per_event() -> None:
     config = IncreLoraConfig(target_r=4, deltaT=400)
     with pytest.raises(ConfigError, match="raise ranks_per_event to 3"):

@@ -309,6 +309,49 @@ def test_second_backward_pass_is_refused_unless_announced(model: PeftModel) -> N
         model(**tokens(1)).loss.backward()
 
 
+@pytest.mark.parametrize("held", [False, True], ids=["one process", "as under torchrun"])
+def test_training_without_allocation_is_refused(held: bool, model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a Trainer that lacks the callback: it would train fixed ranks without a word."""
+    if held:
+        monkeypatch.setattr(find_tuner(model), "gradient_accumulation_steps", 2)
+        find_tuner(model)._set_recorders("default", on=True)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    model.train()
+    model(**tokens(0)).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(IncreLoraError, match="how long training lasts: use IncreLoraCallback"):
+        model(**tokens(1))
+    with torch.no_grad():
+        model(**tokens(1))
+    create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4)
+    model(**tokens(1)).loss.backward()
+    model.update_and_allocate(1)
+
+
+def test_length_of_training_may_come_from_the_config() -> None:
+    model = get_peft_model(deberta(), adapter(total_step=STEPS))
+    optimizer = IncreLoraAdamW(model, lr=1e-2)
+    train(model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0), range(1, STEPS + 1))
+    assert sum(model.rank_distribution().values()) == 36
+
+
+@pytest.mark.parametrize(("steps", "message"), [((0,), "count from 1"), ((2, 5), "were to grow at 4")])
+def test_wrong_step_numbers_are_refused(model: PeftModel, steps: tuple[int, ...], message: str) -> None:
+    optimizer, scheduler = create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4)
+    with pytest.raises(IncreLoraError, match=message):
+        train(model, optimizer, scheduler, steps)  # type: ignore[arg-type]
+
+
+def test_callback_that_comes_too_late_is_refused(model: PeftModel, tmp_path: Path) -> None:
+    late = trainer(model, tmp_path)
+    late.callback_handler.callbacks = [c for c in late.callback_handler.callbacks if type(c) is not IncreLoraCallback]
+    late.args.optim = "adamw_torch"
+    late.add_callback(IncreLoraCallback())
+    with pytest.raises(IncreLoraError, match="when it is created"):
+        late.train()
+
+
 def test_unknown_length_of_training_is_refused(model: PeftModel) -> None:
     model.train()
     model(**tokens(0)).loss.backward()

@@ -39,8 +39,8 @@ class IncreLoraCallback(TrainerCallback):
         optimizer = _unwrap(kwargs["optimizer"])
         if not isinstance(optimizer, IncreLoraAdamW):
             raise IncreLoraError(
-                f"the Trainer's optimizer is {type(optimizer).__name__}, which cannot follow growing ranks: hand "
-                "IncreLoraCallback to the Trainer's `callbacks` when it is created, and no `optimizers` but IncreLoraAdamW"
+                f"the Trainer's optimizer is {type(optimizer).__name__}, which cannot follow growing ranks: give it "
+                "IncreLoraCallback among its `callbacks` when it is created, and no `optimizers` of another kind"
             )
         if args.lr_scheduler_type != "linear":
             raise IncreLoraError(f"lr_scheduler_type is {args.lr_scheduler_type!r}; IncreLoRA follows 'linear'")

@@ -163,7 +163,7 @@ class IncreLoraModel(BaseTuner):
     @staticmethod
     def _check_budget(config: IncreLoraConfig, layers: Any, budget: int, adapter: str) -> None:
         initial, highest = sum(layer.rank(adapter) for layer in layers), sum(layer.max_rank for layer in layers)
-        if not initial <= budget <= highest:
+        if budget > highest or (initial > budget and not config.allow_overshoot):
             raise ConfigError(
                 "target_r",
                 f"{config.target_r} asks for a total rank of {budget} over {len(layers)} modules; their ranks start at "
@@ -404,6 +404,16 @@ class IncreLoraModel(BaseTuner):
             layer.close(adapter)
         self.growth_version += 1
 
+    def _continue_growth(self, adapter: str) -> None:
+        """Go on from loaded ranks; the events stay as far as they led there."""
+        growth = self.growth[adapter]
+        total = sum(layer.rank(adapter) for layer in self.adapter_layers(adapter).values())
+        totals = [event["total_rank"] for event in growth.events]
+        growth.events = growth.events[: totals.index(total) + 1 if total in totals else 0]
+        self._finish_if_full(adapter)
+        if growth.schedule is not None and not growth.finished:
+            self._set_scoring(adapter, growth)
+
     def _set_scoring(self, adapter: str, growth: Growth) -> None:
         self._set_recorders(adapter, on=growth.schedule is not None and growth.schedule.is_scored(growth.step + 1))
 
@@ -518,7 +528,7 @@ class IncreLoraModel(BaseTuner):
             rank = mapped[names["lambda"]].shape[0]
             layer.set_rank(adapter_name, rank, config.ranks_per_event if adapter_name in tuner.growth else 0)
         if adapter_name in tuner.growth:
-            tuner._finish_if_full(adapter_name)
+            tuner._continue_growth(adapter_name)
         for layer, names in layers:
             rank = layer.rank(adapter_name)
             for kind, key in names.items():

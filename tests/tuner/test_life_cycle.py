@@ -99,6 +99,35 @@ def test_changed_ranks_load_into_a_model_of_other_ranks(model: PeftModel, tmp_pa
     assert torch.equal(logits(other), expected)
 
 
+def test_growth_goes_on_from_an_earlier_checkpoint(model: PeftModel, tmp_path: Path) -> None:
+    """As after `load_best_model_at_end`: the events are those that led to the loaded ranks."""
+    optimizer, scheduler = grown(model, steps=9)
+    earlier = [dict(event) for event in model.growth_events()]
+    model.save_pretrained(tmp_path)
+    train(model, optimizer, scheduler, range(10, 31))
+    assert find_tuner(model).growth["default"].finished
+    model.load_adapter(str(tmp_path), "default", is_trainable=True)
+    assert model.growth_events() == earlier
+    assert sum(model.rank_distribution().values()) == earlier[-1]["total_rank"]
+    train(model, optimizer, scheduler, range(31, 41))
+    assert [event["step"] for event in model.growth_events()] == [4, 8, 32, 36, 40]
+
+
+def test_overshot_budget_loads_and_resumes(tmp_path: Path) -> None:
+    changes = {"allow_overshoot": True, "ranks_per_event": 5, "top_h": 5}
+    whole = get_peft_model(deberta(), adapter(**changes))
+    optimizer, scheduler = grown(whole, steps=10)
+    assert sum(whole.rank_distribution().values()) == 37
+    whole.save_pretrained(tmp_path)
+    state = copy.deepcopy([optimizer.state_dict(), scheduler.state_dict()])
+    expected = train(whole, optimizer, scheduler, range(11, 16))
+    resumed = PeftModel.from_pretrained(deberta(), tmp_path, is_trainable=True)
+    optimizer, scheduler = create_optimizer(resumed, lr=1e-2, total_steps=STEPS, warmup_steps=4, weight_decay=0.01)
+    optimizer.load_state_dict(state[0])
+    scheduler.load_state_dict(state[1])
+    assert train(resumed, optimizer, scheduler, range(11, 16)) == expected
+
+
 def test_merge_unmerge_and_disable(model: PeftModel, logits: Any) -> None:
     base = logits(model)
     torch.manual_seed(1)

@@ -134,6 +134,10 @@ class IncreLoraConfig(PeftConfig):
         require("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)")
         require("orth_reg_weight", self.orth_reg_weight >= 0, "0 or more")
         require("lora_alpha", self.lora_alpha > 0, "above 0")
+        require("init_std", self.init_std > 0, "above 0, or nothing would ever train")
+        require("reserve_lambda", self.reserve_lambda >= 0, "0 or more")
+        lowest = 0 if self.target_r is None else 1
+        require("rank_pattern", all(r >= lowest for r in self.rank_pattern.values()), f"ranks of {lowest} or more")
         require("bias", self.bias == "none", "'none'")
         for name in ("ranks_per_event", "capacity_block"):
             require(name, getattr(self, name) >= 1, "1 or more")

@@ -103,7 +103,8 @@ class IncreLoraModel(BaseTuner):
         **optional_kwargs: Any,
     ) -> None:
         config: IncreLoraConfig = peft_config
-        key = get_pattern_key(list(config.rank_pattern), current_key)
+        patterns = list(config.rank_pattern)
+        key = current_key if current_key in patterns else get_pattern_key(patterns, current_key)
         rank = config.rank_pattern.get(key, config.init_r)
         reserve = config.ranks_per_event if config.target_r is not None and not config.inference_mode else 0
         layer: Any = target
@@ -116,6 +117,12 @@ class IncreLoraModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
         if rank > layer.max_rank:
             raise ConfigError("rank_pattern", f"{current_key} starts at rank {rank}; allowed: up to {layer.max_rank}")
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """PEFT's cast of half-precision adapters to float32, where the scaling of growing ranks is not rounded."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer in self.adapter_layers(adapter_name).values():
+            layer._set_borders(adapter_name)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Replace a module under all its names; PEFT's own leaves all but the first to the base layer.
@@ -142,7 +149,7 @@ class IncreLoraModel(BaseTuner):
     def _start_growth(self, adapter_name: str) -> None:
         config: IncreLoraConfig = self.peft_config[adapter_name]
         layers = self.adapter_layers(adapter_name)
-        head = sorted(name for name in layers if "pooler" in name or name.split(".")[-1] in ("classifier", "score"))
+        head = sorted(name for name in layers if "pooler" in name or {"classifier", "score"} & set(name.split(".")))
         if head:
             raise ConfigError(
                 "target_modules", f"matches {', '.join(head)}; poolers and classifiers are trained in full, not adapted"

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from increlora import (
 from increlora.errors import ConfigError, IncreLoraError
 from tests.conftest import TARGETS
 from tests.tuner.conftest import adapter, deberta, tokens, train
+from tests.tuner.test_models import CASES
 
 STEPS = 40
 
@@ -191,6 +193,41 @@ def test_rank_distribution_retrains_as_lora(model: PeftModel) -> None:
         if hasattr(module, "lora_A") and module.r
     }
     assert found == ranks
+
+
+def test_alpha_of_retrained_ranks_is_that_of_every_module() -> None:
+    targets = {"deberta.encoder.layer.0.output.dense": 1, "deberta.encoder.layer.1.output.dense": 4}
+    for overrides, expected in (({}, [1.0, 1.0]), ({"lora_alpha": 8}, [8.0, 2.0])):
+        fresh = get_peft_model(deberta(), lora_config(targets, **overrides))
+        scales = [module.scaling["default"] for module in fresh.modules() if hasattr(module, "lora_A") and module.r]
+        assert scales == expected
+    with pytest.raises(ConfigError, match="no module has any rank"):
+        lora_config({"a": 0})
+
+
+def test_names_that_end_other_names(tmp_path: Path) -> None:
+    """PEFT matches the keys of `rank_pattern` against the ends of names."""
+
+    def base() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(OrderedDict(a=nn.Linear(8, 8), b=nn.Sequential(OrderedDict(a=nn.Linear(8, 8)))))
+
+    ranks = {"a": 3, "b.a": 2}
+    config = IncreLoraConfig(target_modules=["a"], target_r=None, rank_pattern=ranks, init_r=1)
+    model = get_peft_model(base(), config)
+    assert model.rank_distribution() == ranks
+    for layer in find_tuner(model).adapter_layers().values():
+        nn.init.ones_(layer.increlora_lambda["default"])
+    x = torch.randn(4, 8)
+    for folder in (tmp_path / "own", export_lora(model, tmp_path / "lora")):
+        model.save_pretrained(tmp_path / "own")
+        assert torch.equal(PeftModel.from_pretrained(base(), folder)(x), model(x))
+
+
+def test_half_precision_base_does_not_round_the_scaling() -> None:
+    model = get_peft_model(deberta().bfloat16(), adapter(scaling="active_rank", init_r=3))
+    for layer in find_tuner(model).adapter_layers().values():
+        assert layer.increlora_scale["default"][0] == torch.tensor(16 / (3 + 1e-5))
 
 
 @pytest.mark.parametrize("stop", [3, 9, 17, 33], ids=["before growth", "mid-growth", "later", "after growth"])
@@ -408,8 +445,12 @@ def test_growth_without_the_optimizer_is_refused(model: PeftModel) -> None:
 def test_target_modules_that_match_nothing_or_the_head_are_refused() -> None:
     with pytest.raises(ValueError, match="No modules were targeted"):
         get_peft_model(deberta(), adapter(target_modules=r".*nothing_here"))
-    with pytest.raises(ConfigError, match="poolers and classifiers"):
-        get_peft_model(deberta(), adapter(target_modules=r".*(query_proj|pooler\.dense)", modules_to_save=None))
+    for match in (r"pooler\.dense", "classifier"):
+        config = adapter(target_modules=rf".*(query_proj|{match})", modules_to_save=None, task_type=None)
+        with pytest.raises(ConfigError, match="poolers and classifiers"):
+            get_peft_model(deberta(), config)
+    with pytest.raises(ConfigError, match=r"classifier\.dense, classifier\.out_proj; poolers and classifiers"):
+        get_peft_model(CASES["RoBERTa"].base(), IncreLoraConfig(target_modules="all-linear"))
 
 
 def test_impossible_budget_is_refused() -> None:

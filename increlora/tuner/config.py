@@ -9,7 +9,16 @@ from peft import PeftConfig
 
 from increlora.errors import ConfigError, unknown
 
-PEFT_TYPE = "INCRELORA"
+
+class _PeftType(str):
+    """A name that reads like a member of PEFT's enum ``PeftType``, which PEFT and Transformers take it for."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+
+PEFT_TYPE = _PeftType("INCRELORA")
 
 ScoreReduction = Literal["mean", "sum_sqrt"]
 Scaling = Literal["active_rank", "constant"]

@@ -525,7 +525,9 @@ class IncreLoraModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """Give every layer the rank of the saved tensors, whatever rank it has now, and pad them to its storage."""
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        tuner = find_tuner(model)
+        # Transformers' own `load_adapter` keeps the layers only
+        tuner = next((module for module in model.modules() if isinstance(module, IncreLoraModel)), None)
+        growing = tuner is not None and adapter_name in tuner.growth
         layers = []
         for name, layer in _named_layers(model, adapter_name):
             names = {kind: f"{name}.increlora_{kind}.{adapter_name}" for kind in ("A", "B", "lambda")}
@@ -533,8 +535,8 @@ class IncreLoraModel(BaseTuner):
                 layers.append((layer, names))
         for layer, names in layers:
             rank = mapped[names["lambda"]].shape[0]
-            layer.set_rank(adapter_name, rank, config.ranks_per_event if adapter_name in tuner.growth else 0)
-        if adapter_name in tuner.growth:
+            layer.set_rank(adapter_name, rank, config.ranks_per_event if growing else 0)
+        if tuner is not None and growing:
             tuner._continue_growth(adapter_name)
         for layer, names in layers:
             rank = layer.rank(adapter_name)
@@ -542,7 +544,8 @@ class IncreLoraModel(BaseTuner):
                 padded = getattr(layer, f"increlora_{kind}")[adapter_name].detach().clone()
                 padded[(slice(None), slice(rank)) if kind == "B" else (slice(rank),)] = mapped[key].to(padded)
                 mapped[key] = padded
-        tuner.growth_version += 1
+        if tuner is not None:
+            tuner.growth_version += 1
         return mapped
 
     def growth_state_dict(self) -> dict[str, Any]:

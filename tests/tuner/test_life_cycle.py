@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 
 from increlora import (
     IncreLoraAdamW,
@@ -88,6 +89,20 @@ def test_saved_adapter_holds_the_active_components_and_loads_exactly(
         loaded = PeftModel.from_pretrained(deberta(), tmp_path, low_cpu_mem_usage=low_memory)
         assert loaded.rank_distribution() == ranks
         torch.testing.assert_close(logits(loaded), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_transformers_loads_the_adapter_itself(tmp_path: Path, logits: Any) -> None:
+    """Without a `PeftModel`: `from_pretrained` of a folder with an adapter, and `load_adapter`."""
+    deberta().save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    model = get_peft_model(base, adapter(modules_to_save=None, task_type=None))
+    grown(model)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(loaded), logits(model))
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    again.load_adapter(str(tmp_path / "adapter"))
+    assert torch.equal(logits(again), logits(model))
 
 
 def test_changed_ranks_load_into_a_model_of_other_ranks(model: PeftModel, tmp_path: Path, logits: Any) -> None:

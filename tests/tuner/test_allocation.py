@@ -77,6 +77,19 @@ def test_interval_is_the_warmup_by_default_and_the_first_event_follows_the_prese
     assert [step for step in range(1, 210) if code.is_event(step)] == [100, 150, 200]
 
 
+def test_presets_follow_their_sources() -> None:
+    fields = ("score_reduction", "scaling", "orth_reg", "tinit", "ranks_per_event", "allow_overshoot")
+    paper, code = (IncreLoraConfig.from_preset(preset) for preset in ("paper", "code"))  # type: ignore[arg-type]
+    assert [getattr(paper, name) for name in fields] == ["mean", "constant", "squared", 0, 1, False]
+    assert [getattr(code, name) for name in fields] == ["sum_sqrt", "active_rank", "frobenius", "deltaT", 4, False]
+    gains = [IncreLoraConfig.from_preset("code", target_r=target).ranks_per_event for target in (2, 4, 6, 8)]
+    assert gains == [1, 2, 3, 4]
+    for config in (paper, code):
+        common = (config.init_r, config.beta1, config.beta2, config.orth_reg_weight, config.reserve_lambda)
+        assert common == (1, 0.85, 0.85, 0.1, 1e-5)
+        assert config.advance_learning and config.restart_warmup
+
+
 def test_top_h_is_derived_so_that_growth_ends_in_time() -> None:
     derived = schedule(target_r=2, growth_end=0.5)
     assert derived.top_h == math.ceil(72 / 10)

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,8 +156,15 @@ def test_merge_unmerge_and_disable(model: PeftModel, logits: Any) -> None:
     torch.testing.assert_close(logits(model), trained, atol=1e-5, rtol=1e-5)
     model.unmerge_adapter()
     torch.testing.assert_close(logits(model), trained, atol=1e-5, rtol=1e-5)
-    with model.disable_adapter():
-        torch.testing.assert_close(logits(model), base, atol=1e-5, rtol=0)
+    for _ in range(2):
+        with model.disable_adapter():
+            torch.testing.assert_close(logits(model), base, atol=1e-5, rtol=0)
+        model.merge_adapter()
+    model.unmerge_adapter()
+    with torch.no_grad():
+        next(iter(find_tuner(model).adapter_layers().values())).increlora_B["default"][0] = torch.nan
+    with pytest.raises(ValueError, match="would write NaN"):
+        model.merge_adapter(safe_merge=True)
 
 
 def test_several_adapters_live_side_by_side(model: PeftModel, tmp_path: Path, logits: Any) -> None:
@@ -174,6 +182,15 @@ def test_several_adapters_live_side_by_side(model: PeftModel, tmp_path: Path, lo
     model.delete_adapter("default")
     model.set_adapter("second")
     assert torch.equal(logits(model), second)
+
+
+def test_growing_adapter_can_be_deleted(model: PeftModel) -> None:
+    grown(model, steps=5)
+    model.add_adapter("second", adapter(target_r=2))
+    model.set_adapter("second")
+    model.delete_adapter("default")
+    grown(model)
+    assert sum(model.rank_distribution().values()) == 24
 
 
 def test_exported_lora_is_exact_and_needs_only_peft(model: PeftModel, tmp_path: Path, logits: Any) -> None:
@@ -340,6 +357,28 @@ def test_trainer_needs_one_callback_and_resumes_bit_for_bit(tmp_path: Path) -> N
     assert again.rank_distribution() == whole.rank_distribution()
     for (name, one), (_, other) in zip(again.named_parameters(), whole.named_parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_trainer_resumes_without_the_optimizer(tmp_path: Path) -> None:
+    """The checkpoint lacks the state of growth; the Trainer knows the step, so the right ones are scored."""
+    trainer(get_peft_model(deberta(), adapter()), tmp_path, save_only_model=True, save_steps=6).train()
+    model = get_peft_model(deberta(), adapter(score_window=2))
+    trainer(model, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert model.growth_events()[0]["step"] == 8
+    assert sum(model.rank_distribution().values()) == 36
+
+
+def test_callback_passes_on_the_loss_scale(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(
+        find_tuner(model), "update_and_allocate", lambda *step, **options: calls.append((step, options))
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for optimizer in (SimpleNamespace(scaler=scaler), SimpleNamespace(scaler=None), SimpleNamespace()):
+        IncreLoraCallback().on_pre_optimizer_step(
+            SimpleNamespace(), SimpleNamespace(global_step=4), SimpleNamespace(), model=model, optimizer=optimizer
+        )
+    assert calls == [((5,), {"loss_scale": scale}) for scale in (8.0, 1.0, 1.0)]
 
 
 def test_trainer_with_gradient_accumulation_grows(tmp_path: Path) -> None:

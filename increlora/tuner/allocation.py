@@ -74,11 +74,15 @@ def resolve_schedule(
         budget: total rank at the end, ``r_final``.
 
     Raises:
-        ConfigError: the budget cannot be reached within ``total_step`` steps.
+        ConfigError: the interval is unknown, or the budget cannot be reached within ``total_step`` steps.
     """
-    interval = config.deltaT if config.deltaT is not None else max(1, warmup_steps)
+    interval = config.deltaT or max(1, warmup_steps)
     first = interval + (interval if config.tinit == "deltaT" else config.tinit)
     missing = budget - initial_rank
+    if missing > 0 and config.deltaT is None and warmup_steps < 1:
+        raise ConfigError(
+            "deltaT", "is the number of warmup steps by default, and there are none: set deltaT or a warmup"
+        )
     window = score_window(config)
     schedule = GrowthSchedule(first, interval, config.top_h or 1, config.ranks_per_event, window)
     if missing <= 0:

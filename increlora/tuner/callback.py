@@ -39,8 +39,8 @@ class IncreLoraCallback(TrainerCallback):
         optimizer = _unwrap(kwargs["optimizer"])
         if not isinstance(optimizer, IncreLoraAdamW):
             raise IncreLoraError(
-                f"the Trainer's optimizer is {type(optimizer).__name__}, which cannot follow growing ranks: leave "
-                "`optimizers` to IncreLoraCallback, or pass an IncreLoraAdamW"
+                f"the Trainer's optimizer is {type(optimizer).__name__}, which cannot follow growing ranks: give it "
+                "IncreLoraCallback among its `callbacks` when it is created, and no `optimizers` of another kind"
             )
         if args.lr_scheduler_type != "linear":
             raise IncreLoraError(f"lr_scheduler_type is {args.lr_scheduler_type!r}; IncreLoRA follows 'linear'")
@@ -49,6 +49,8 @@ class IncreLoraCallback(TrainerCallback):
         tuner = find_tuner(kwargs["model"])
         tuner.gradient_accumulation_steps = args.gradient_accumulation_steps
         tuner.loss_factor = args.world_size if args.average_tokens_across_devices else 1
+        for growth in tuner.growth.values():
+            growth.step = state.global_step
         tuner.set_total_steps(state.max_steps, warmup)
 
     def on_pre_optimizer_step(

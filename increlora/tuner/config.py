@@ -9,7 +9,16 @@ from peft import PeftConfig
 
 from increlora.errors import ConfigError, unknown
 
-PEFT_TYPE = "INCRELORA"
+
+class _PeftType(str):
+    """A name that reads like a member of PEFT's enum ``PeftType``, which PEFT and Transformers take it for."""
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+
+PEFT_TYPE = _PeftType("INCRELORA")
 
 ScoreReduction = Literal["mean", "sum_sqrt"]
 Scaling = Literal["active_rank", "constant"]
@@ -27,9 +36,12 @@ class IncreLoraConfig(PeftConfig):
 
     Args:
         target_modules: names or a regular expression of the linear layers to adapt, as in ``LoraConfig``. Prefer a
-            regular expression: the suffix ``output.dense`` also matches ``attention.output.dense``.
+            regular expression: the suffix ``output.dense`` also matches ``attention.output.dense``. ``None``: what
+            PEFT's LoRA adapts in this architecture, often only query and value; the paper adapts all six matrices.
         exclude_modules: names or a regular expression of modules to leave alone.
         modules_to_save: further modules that are trained in full and saved, e.g. ``["pooler", "classifier"]``.
+        layers_to_transform: indices of the layers to adapt, as in ``LoraConfig``.
+        layers_pattern: name of the list of layers that these count, as in ``LoraConfig``.
         init_r: rank of every module at the start (paper, section 3: 1).
         target_r: average final rank per module; the budget is ``target_r`` times the number of modules (paper,
             ``r_avg``). ``None`` switches growth off: the ranks stay as they are.
@@ -45,24 +57,25 @@ class IncreLoraConfig(PeftConfig):
         top_h: modules that grow per event. ``None``: as many as it takes to reach the budget at ``growth_end``.
         growth_end: fraction of training, in (0, 1], at which growth ends when ``top_h`` is derived.
         ranks_per_event: ranks that a chosen module gains per event (paper: 1).
-        beta1: smoothing of the importance (paper, equation of ``I``).
-        beta2: smoothing of its uncertainty (paper, equation of ``U``).
+        beta1: weight of the past in the smoothed importance, in (0, 1) (paper, equation of ``I``: 0.85).
+        beta2: weight of the past in its uncertainty, in (0, 1) (paper, equation of ``U``: 0.85).
         score_reduction: ``"mean"`` over the entries of ``|dW * grad(dW)|`` (paper); ``"sum_sqrt"``: sum divided by the
             square root of their number (authors' code), which favours large matrices.
         score_window: score only so many steps before each event, or ``"all"``. ``None``: as many as the smoothing
             remembers to 1e-9 (128 at 0.85), so that a longer window changes the scores by no more than rounding.
-        orth_reg_weight: coefficient of the orthogonality regulariser in the training loss.
+        orth_reg_weight: coefficient of the orthogonality regulariser in the training loss (paper: 0.1; 0.3 on RTE and
+            STS-B).
         orth_reg: ``"squared"``: sum over modules of ``||A A^T - I||_F^2 + ||B^T B - I||_F^2`` (paper); ``"frobenius"``:
             mean over all A and B of the norm, not squared (authors' code); ``"component"``: the mean over single
             components of ``| ||a||^2 - 1 |`` (what that code computes, because it keeps one parameter per component).
         advance_learning: train a reserve component per module before it is needed (paper, section 3).
-        restart_warmup: give parameters that start to train at an event a warmup of their own.
-        reserve_lambda: value of lambda in the reserve, and where a promoted one starts.
-        init_std: standard deviation of the Gaussian init of a and b.
+        restart_warmup: give parameters that start to train at an event a warmup of their own (paper, section 3).
+        reserve_lambda: value of lambda in the reserve, and where a promoted one starts (paper, section 3: 1e-5).
+        init_std: standard deviation of the Gaussian init of a and b (authors' code: 0.02).
         allow_overshoot: let ties and ``ranks_per_event`` exceed the budget as the authors' code does.
         capacity_block: components by which a module's storage is enlarged; growth inside a block moves no memory.
-        total_step: optimizer steps of the whole training; may also come from the Trainer callback or
-            ``create_optimizer``.
+        total_step: optimizer steps of the whole training, for a loop that does without the Trainer callback and
+            ``create_optimizer``, which know better; then set ``deltaT`` too.
         fan_in_fan_out: the weight is stored as (in, out); set by the model for GPT-2's ``Conv1D``.
         bias: must be ``"none"``; there for code that expects the field.
     """
@@ -134,6 +147,10 @@ class IncreLoraConfig(PeftConfig):
         require("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)")
         require("orth_reg_weight", self.orth_reg_weight >= 0, "0 or more")
         require("lora_alpha", self.lora_alpha > 0, "above 0")
+        require("init_std", self.init_std > 0, "above 0, or nothing would ever train")
+        require("reserve_lambda", self.reserve_lambda >= 0, "0 or more")
+        lowest = 0 if self.target_r is None else 1
+        require("rank_pattern", all(r >= lowest for r in self.rank_pattern.values()), f"ranks of {lowest} or more")
         require("bias", self.bias == "none", "'none'")
         for name in ("ranks_per_event", "capacity_block"):
             require(name, getattr(self, name) >= 1, "1 or more")

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from torch import nn
 
-from increlora.errors import IncreLoraError
+from increlora.errors import ConfigError, IncreLoraError
 from increlora.tuner.model import find_tuner
 
 
@@ -58,23 +58,35 @@ def export_lora(model: PeftModel, folder: str | Path, adapter: str | None = None
 
 
 def lora_config(ranks: dict[str, int], *, like: Any = None, **overrides: Any) -> LoraConfig:
-    """A ``LoraConfig`` with this rank distribution and scale 1 (``alpha = rank``): also the way to retrain from it.
+    """A ``LoraConfig`` with this rank distribution: also the way to retrain from it.
+
+    The scale is 1 (``alpha = rank``) in every module, or ``lora_alpha / rank`` if ``lora_alpha`` is given.
 
     Args:
         ranks: ``{module name: rank}``, e.g. ``model.rank_distribution()``; modules of rank 0 are left out.
         like: a config whose task type, base model and ``modules_to_save`` are taken over.
         overrides: fields of ``LoraConfig``.
+
+    Raises:
+        ConfigError: no module has any rank.
     """
     ranks = {name: rank for name, rank in ranks.items() if rank > 0}
+    if not ranks:
+        raise ConfigError("ranks", "no module has any rank")
     common = max(set(ranks.values()), key=list(ranks.values()).count)
-    pattern = {name: rank for name, rank in ranks.items() if rank != common}
+    # PEFT takes a key for the end of a name: one that ends another name as well has to say that it is the whole
+    pattern = {
+        f"^{name}" if any(other.endswith(f".{name}") for other in ranks) else name: rank
+        for name, rank in ranks.items()
+        if rank != common
+    }
     shared = ("task_type", "base_model_name_or_path", "revision", "modules_to_save")
     inherited = {} if like is None else {name: getattr(like, name) for name in shared}
     fields: dict[str, Any] = {
         "r": common,
         "lora_alpha": common,
         "rank_pattern": pattern,
-        "alpha_pattern": dict(pattern),
+        "alpha_pattern": {} if "lora_alpha" in overrides else dict(pattern),
         "target_modules": sorted(ranks),
         **inherited,
         **overrides,

@@ -7,8 +7,11 @@ and, at an event, chooses the modules and grows them. It comes after the backwar
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.tuner.allocation import GrowthSchedule, allocate, resolve_schedule
@@ -43,6 +47,7 @@ class Growth:
         budget: total rank at which growth ends, ``r_final``.
         importance: smoothed scores of all modules.
         schedule: known once the length of training is.
+        step: number of the last optimizer step, 0 before the first one.
         events: one ``{"step", "grown": {module: ranks}, "total_rank"}`` per event.
         finished: the budget is reached and the reserve switched off.
     """
@@ -50,6 +55,7 @@ class Growth:
     budget: int
     importance: Importance
     schedule: GrowthSchedule | None = None
+    step: int = 0
     events: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
 
@@ -77,6 +83,8 @@ class IncreLoraModel(BaseTuner):
         self.growth_version = 0
         self._allocated = False
         self._optimizer_attached = False
+        self._regularised = False
+        self._hook: RemovableHandle | None = None
         self._length: tuple[int, int] | None = None
         self._equal: set[str] = set()  # adapters that are known to be the same in all processes
         self._gradient_average = GradientAverage(self._trained_tensors)
@@ -95,7 +103,8 @@ class IncreLoraModel(BaseTuner):
         **optional_kwargs: Any,
     ) -> None:
         config: IncreLoraConfig = peft_config
-        key = get_pattern_key(list(config.rank_pattern), current_key)
+        patterns = list(config.rank_pattern)
+        key = current_key if current_key in patterns else get_pattern_key(patterns, current_key)
         rank = config.rank_pattern.get(key, config.init_r)
         reserve = config.ranks_per_event if config.target_r is not None and not config.inference_mode else 0
         layer: Any = target
@@ -108,6 +117,12 @@ class IncreLoraModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
         if rank > layer.max_rank:
             raise ConfigError("rank_pattern", f"{current_key} starts at rank {rank}; allowed: up to {layer.max_rank}")
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """PEFT's cast of half-precision adapters to float32, where the scaling of growing ranks is not rounded."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer in self.adapter_layers(adapter_name).values():
+            layer._set_borders(adapter_name)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Replace a module under all its names; PEFT's own leaves all but the first to the base layer.
@@ -134,7 +149,7 @@ class IncreLoraModel(BaseTuner):
     def _start_growth(self, adapter_name: str) -> None:
         config: IncreLoraConfig = self.peft_config[adapter_name]
         layers = self.adapter_layers(adapter_name)
-        head = sorted(name for name in layers if "pooler" in name or name.split(".")[-1] in ("classifier", "score"))
+        head = sorted(name for name in layers if "pooler" in name or {"classifier", "score"} & set(name.split(".")))
         if head:
             raise ConfigError(
                 "target_modules", f"matches {', '.join(head)}; poolers and classifiers are trained in full, not adapted"
@@ -145,11 +160,17 @@ class IncreLoraModel(BaseTuner):
         self._check_budget(config, layers.values(), budget, adapter_name)
         self.growth[adapter_name] = Growth(budget, Importance(len(layers), config.beta1, config.beta2))
         self._finish_if_full(adapter_name)
+        if self.growth[adapter_name].finished:
+            return
+        if config.total_step is not None and config.deltaT is not None:
+            self.set_total_steps(config.total_step)
+        else:  # a second backward pass will tell that nobody allocates
+            self._set_recorders(adapter_name, on=True)
 
     @staticmethod
     def _check_budget(config: IncreLoraConfig, layers: Any, budget: int, adapter: str) -> None:
         initial, highest = sum(layer.rank(adapter) for layer in layers), sum(layer.max_rank for layer in layers)
-        if not initial <= budget <= highest:
+        if budget > highest or (initial > budget and not config.allow_overshoot):
             raise ConfigError(
                 "target_r",
                 f"{config.target_r} asks for a total rank of {budget} over {len(layers)} modules; their ranks start at "
@@ -170,18 +191,46 @@ class IncreLoraModel(BaseTuner):
     # ---------------------------------------------------------------- training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward; in training the orthogonality regulariser is added to ``output.loss``."""
-        if self.training and torch.is_grad_enabled() and world_size() > 1:
+        """The model's forward; in training the orthogonality regulariser is added to the loss that it returns."""
+        with self._enable_peft_forward_hooks():
+            return self.model(*args, **kwargs)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's context of a forward pass. A ``PeftModel`` without a task type calls the base model in it directly."""
+        if self._hook is not None or not (self.training and torch.is_grad_enabled()):
+            yield
+            return
+        for adapter, growth in self.growth.items():
+            recorder = next(iter(self.adapter_layers(adapter).values())).components[adapter].recorder
+            if recorder is not None and recorder.arrived:
+                self._require_schedule(growth)
+        if world_size() > 1:
             self._follow_processes()
-        output = self.model(*args, **kwargs)
-        if self.training and torch.is_grad_enabled() and getattr(output, "loss", None) is not None:
-            penalty = self.orthogonality_loss()
-            if penalty is not None:
-                if (
-                    kwargs.get("num_items_in_batch") is not None
-                ):  # the Trainer then does not divide by the micro-batches
-                    penalty = penalty / (self.gradient_accumulation_steps * self.loss_factor)
-                output.loss = output.loss + penalty.to(output.loss.device)
+        self._hook = self.model.register_forward_hook(self._add_regulariser, with_kwargs=True)
+        try:
+            yield
+        finally:
+            self._hook.remove()
+            self._hook = None
+
+    def _add_regulariser(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if isinstance(output, tuple):
+            loss = output[0] if output and isinstance(output[0], Tensor) and output[0].dim() == 0 else None
+        else:
+            loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+        penalty = self.orthogonality_loss() if isinstance(loss, Tensor) else None
+        if penalty is None or loss is None:
+            return output
+        if kwargs.get("num_items_in_batch") is not None:  # the Trainer then does not divide by the micro-batches
+            penalty = penalty / (self.gradient_accumulation_steps * self.loss_factor)
+        loss = loss + penalty.to(loss.device)
+        if isinstance(output, tuple):
+            return (loss, *output[1:])
+        if isinstance(output, dict):
+            output["loss"] = loss
+        else:
+            output.loss = loss
         return output
 
     def orthogonality_loss(self) -> Tensor | None:
@@ -190,6 +239,7 @@ class IncreLoraModel(BaseTuner):
         for adapter in self.active_adapters:
             if adapter not in self.peft_config:
                 continue
+            self._regularised = True
             config = self.peft_config[adapter]
             layers = list(self.adapter_layers(adapter).values())
             layers = [layer for layer in layers if layer.increlora_A[adapter].requires_grad and layer.rank(adapter)]
@@ -228,7 +278,8 @@ class IncreLoraModel(BaseTuner):
                 initial_rank=initial,
                 budget=growth.budget,
             )
-            self._set_scoring(adapter, growth, (growth.events[-1]["step"] if growth.events else 0) + 1)
+            self._set_recorders(adapter, on=False)  # a backward pass that came before does not count
+            self._set_scoring(adapter, growth)
 
     @staticmethod
     def _initial_rank(adapter: str, growth: Growth, layers: dict[str, IncreLoraLayer]) -> int:
@@ -249,33 +300,46 @@ class IncreLoraModel(BaseTuner):
             ``{module: ranks gained}``, empty if nothing grew.
 
         Raises:
-            IncreLoraError: the length of training is unknown, or no gradient reached a module.
+            IncreLoraError: the length of training is unknown, no gradient reached a module, or an event was missed.
         """
-        self._allocated = True
+        if global_step < 1:
+            raise IncreLoraError(f"global_step is {global_step}: optimizer steps count from 1")
+        if not self._regularised and any(self.peft_config[a].orth_reg_weight for a in self.growth):
+            warnings.warn(
+                "the orthogonality regulariser is not in the loss, because the model has not returned one (label "
+                "smoothing, or a loss of your own): add model.orthogonality_loss() to it",
+                stacklevel=2,
+            )
+        self._allocated, self._regularised = True, False
         grown: dict[str, int] = {}
         for adapter in self.active_adapters:
             growth = self.growth.get(adapter)
-            if growth is None or growth.finished:
+            if growth is None:
+                continue
+            before, growth.step = growth.step, global_step
+            if growth.finished:
                 continue
             schedule = self._require_schedule(growth)
+            missed = [step for step in range(before + 1, global_step) if before and schedule.is_event(step)]
+            if missed:
+                raise IncreLoraError(
+                    f"global_step is {global_step} after {before}, but ranks were to grow at {missed[0]}: call "
+                    "`update_and_allocate` once per optimizer step, with the number of that step"
+                )
             if schedule.is_scored(global_step):
                 self._score(adapter, growth, loss_scale)
             if schedule.is_event(global_step):
                 grown.update(self._grow(adapter, growth, global_step))
             if not growth.finished:
-                self._set_scoring(adapter, growth, global_step + 1)
+                self._set_scoring(adapter, growth)
         return grown
 
     def _require_schedule(self, growth: Growth) -> GrowthSchedule:
         if growth.schedule is None:
-            totals = {config.total_step for config in self.peft_config.values() if config.total_step}
-            if not totals:
-                raise IncreLoraError(
-                    "IncreLoRA does not know how long training lasts: use IncreLoraCallback with the Trainer, "
-                    "create_optimizer(..., total_steps=...) in a loop, or set total_step in the config"
-                )
-            self.set_total_steps(totals.pop())
-        assert growth.schedule is not None
+            raise IncreLoraError(
+                "IncreLoRA does not know how long training lasts: use IncreLoraCallback with the Trainer, "
+                "create_optimizer(..., total_steps=...) in a loop, or set total_step and deltaT in the config"
+            )
         return growth.schedule
 
     def _score(self, adapter: str, growth: Growth, loss_scale: float) -> None:
@@ -347,8 +411,18 @@ class IncreLoraModel(BaseTuner):
             layer.close(adapter)
         self.growth_version += 1
 
-    def _set_scoring(self, adapter: str, growth: Growth, next_step: int) -> None:
-        self._set_recorders(adapter, on=growth.schedule is not None and growth.schedule.is_scored(next_step))
+    def _continue_growth(self, adapter: str) -> None:
+        """Go on from loaded ranks; the events stay as far as they led there."""
+        growth = self.growth[adapter]
+        total = sum(layer.rank(adapter) for layer in self.adapter_layers(adapter).values())
+        totals = [event["total_rank"] for event in growth.events]
+        growth.events = growth.events[: totals.index(total) + 1 if total in totals else 0]
+        self._finish_if_full(adapter)
+        if growth.schedule is not None and not growth.finished:
+            self._set_scoring(adapter, growth)
+
+    def _set_scoring(self, adapter: str, growth: Growth) -> None:
+        self._set_recorders(adapter, on=growth.schedule is not None and growth.schedule.is_scored(growth.step + 1))
 
     def _set_recorders(self, adapter: str, *, on: bool) -> None:
         hold = self.gradient_accumulation_steps > 1 or world_size() > 1
@@ -358,7 +432,7 @@ class IncreLoraModel(BaseTuner):
                 components.recorder = None
             elif components.recorder is None or components.recorder.hold != hold:
                 components.recorder = UpdateGradient(
-                    _bound_update(layer, adapter), components.config.score_reduction, hold
+                    partial(layer.factored_update, adapter), components.config.score_reduction, hold
                 )
 
     # ---------------------------------------------------------------- what the optimizer asks
@@ -451,7 +525,9 @@ class IncreLoraModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """Give every layer the rank of the saved tensors, whatever rank it has now, and pad them to its storage."""
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        tuner = find_tuner(model)
+        # Transformers' own `load_adapter` keeps the layers only
+        tuner = next((module for module in model.modules() if isinstance(module, IncreLoraModel)), None)
+        growing = tuner is not None and adapter_name in tuner.growth
         layers = []
         for name, layer in _named_layers(model, adapter_name):
             names = {kind: f"{name}.increlora_{kind}.{adapter_name}" for kind in ("A", "B", "lambda")}
@@ -459,16 +535,17 @@ class IncreLoraModel(BaseTuner):
                 layers.append((layer, names))
         for layer, names in layers:
             rank = mapped[names["lambda"]].shape[0]
-            layer.set_rank(adapter_name, rank, config.ranks_per_event if adapter_name in tuner.growth else 0)
-        if adapter_name in tuner.growth:
-            tuner._finish_if_full(adapter_name)
+            layer.set_rank(adapter_name, rank, config.ranks_per_event if growing else 0)
+        if tuner is not None and growing:
+            tuner._continue_growth(adapter_name)
         for layer, names in layers:
             rank = layer.rank(adapter_name)
             for kind, key in names.items():
                 padded = getattr(layer, f"increlora_{kind}")[adapter_name].detach().clone()
                 padded[(slice(None), slice(rank)) if kind == "B" else (slice(rank),)] = mapped[key].to(padded)
                 mapped[key] = padded
-        tuner.growth_version += 1
+        if tuner is not None:
+            tuner.growth_version += 1
         return mapped
 
     def growth_state_dict(self) -> dict[str, Any]:
@@ -490,6 +567,7 @@ class IncreLoraModel(BaseTuner):
             state[adapter] = {
                 "layers": layers,
                 "importance": growth.importance.state_dict(),
+                "step": growth.step,
                 "events": growth.events,
                 "finished": growth.finished,
             }
@@ -512,6 +590,7 @@ class IncreLoraModel(BaseTuner):
                     )
                 layer.restore_reserve(adapter, own)
             growth.importance.load_state_dict(saved["importance"])
+            growth.step = saved["step"]
             growth.events, growth.finished = [dict(event) for event in saved["events"]], saved["finished"]
         self.growth_version += 1
         if self._length is not None:
@@ -569,7 +648,3 @@ def _named_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, IncreLo
     for name, module in model.named_modules():
         if isinstance(module, IncreLoraLayer) and adapter in module.components:
             yield name, module
-
-
-def _bound_update(layer: IncreLoraLayer, adapter: str) -> Callable[[slice], Tensor]:
-    return lambda rows: layer.factored_update(adapter, rows)

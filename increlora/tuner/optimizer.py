@@ -178,8 +178,13 @@ class _Bucket:
         # what an event of this very step has created has no gradient yet: it is born after this update
         self.birth = torch.where(newborn, updates + 1 if updates else 0, self.birth)
         active = self.trained & (self.birth <= updates)
-        self.count = self.count + active
         parameters: list[Any] = [member.parameter for member in self.members]
+        silent = [i for i, p in enumerate(parameters) if p.grad is None]
+        moments = (self.exp_avg, self.exp_avg_sq)
+        before = [moment.clone() for moment in moments] if silent else []
+        for i in silent:
+            self.layout.split(active, by_row=True)[i].zero_()
+        self.count = self.count + active
         gradient = self.layout.join([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
 
         beta1, beta2 = group["betas"]
@@ -190,6 +195,9 @@ class _Bucket:
 
         self.exp_avg.lerp_(gradient, 1 - beta1)
         self.exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        for moment, old in zip(moments, before, strict=False):  # as torch does, leave a tensor without gradient alone
+            for i in silent:
+                self.layout.split(moment)[i].copy_(self.layout.split(old)[i])
         denominator = torch.sqrt(self.exp_avg_sq, out=gradient)
         for elements, roots in self.layout.by_component(denominator, root):
             elements.div_(roots)
@@ -271,11 +279,15 @@ class IncreLoraAdamW(torch.optim.AdamW):
         )
         self.schedule = schedule
         self.updates = 0
-        buckets: dict[tuple[torch.device, torch.dtype], list[_Member]] = {}
-        for member in members:
-            buckets.setdefault((member.parameter.device, member.parameter.dtype), []).append(member)
-        self._buckets = [_Bucket(bucket) for bucket in buckets.values()]
+        self._members = members
+        self._buckets = self._start()
         tuner.attach_optimizer()
+
+    def _start(self) -> list[_Bucket]:
+        buckets: dict[tuple[torch.device, torch.dtype], list[_Member]] = {}
+        for member in self._members:
+            buckets.setdefault((member.parameter.device, member.parameter.dtype), []).append(member)
+        return [_Bucket(bucket) for bucket in buckets.values()]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -310,6 +322,8 @@ class IncreLoraAdamW(torch.optim.AdamW):
             super().step()
         finally:
             self.param_groups = groups
+        if not self.updates:  # as with torch's AdamW, the model may have moved to another device until now
+            self._buckets = self._start()
         self._follow_growth()
         for bucket in self._buckets:
             bucket.step(self.updates, components, lambda birth: self._learning_rates(components, birth))
@@ -346,6 +360,7 @@ class IncreLoraAdamW(torch.optim.AdamW):
         super().load_state_dict(state_dict)
         self.tuner.load_growth_state_dict(own["growth"])
         self.updates = own["updates"]
+        self._buckets = self._start()
         for bucket, state in zip(self._buckets, own["buckets"], strict=True):
             bucket.load_state_dict(state)
         self._follow_growth()

@@ -77,6 +77,19 @@ def test_interval_is_the_warmup_by_default_and_the_first_event_follows_the_prese
     assert [step for step in range(1, 210) if code.is_event(step)] == [100, 150, 200]
 
 
+def test_presets_follow_their_sources() -> None:
+    fields = ("score_reduction", "scaling", "orth_reg", "tinit", "ranks_per_event", "allow_overshoot")
+    paper, code = (IncreLoraConfig.from_preset(preset) for preset in ("paper", "code"))  # type: ignore[arg-type]
+    assert [getattr(paper, name) for name in fields] == ["mean", "constant", "squared", 0, 1, False]
+    assert [getattr(code, name) for name in fields] == ["sum_sqrt", "active_rank", "frobenius", "deltaT", 4, False]
+    gains = [IncreLoraConfig.from_preset("code", target_r=target).ranks_per_event for target in (2, 4, 6, 8)]
+    assert gains == [1, 2, 3, 4]
+    for config in (paper, code):
+        common = (config.init_r, config.beta1, config.beta2, config.orth_reg_weight, config.reserve_lambda)
+        assert common == (1, 0.85, 0.85, 0.1, 1e-5)
+        assert config.advance_learning and config.restart_warmup
+
+
 def test_top_h_is_derived_so_that_growth_ends_in_time() -> None:
     derived = schedule(target_r=2, growth_end=0.5)
     assert derived.top_h == math.ceil(72 / 10)
@@ -107,6 +120,11 @@ def test_unreachable_budgets_are_refused(changes: dict[str, object], field: str 
     assert caught.value.field == field
 
 
+def test_unknown_interval_is_refused() -> None:
+    with pytest.raises(ConfigError, match="deltaT: is the number of warmup steps"):
+        resolve_schedule(IncreLoraConfig(), total_step=1000, warmup_steps=0, modules=72, initial_rank=72, budget=144)
+
+
 def test_too_few_events_ask_for_more_ranks_per_event() -> None:
     config = IncreLoraConfig(target_r=4, deltaT=400)
     with pytest.raises(ConfigError, match="raise ranks_per_event to 3"):
@@ -126,6 +144,9 @@ def test_too_few_events_ask_for_more_ranks_per_event() -> None:
         ("tinit", "never"),
         ("lora_dropout", 1.0),
         ("bias", "all"),
+        ("init_std", 0.0),
+        ("reserve_lambda", -1.0),
+        ("rank_pattern", {"a": 0}),
     ],
 )
 def test_config_errors_name_the_field(field: str, value: object) -> None:

@@ -245,6 +245,12 @@ def test_trainer_and_its_resume(base: Callable[[], nn.Module], pieces: int, tmp_
             assert torch.equal(result["parameters"][name], value), name
 
 
+def test_trainer_counts_the_regulariser_once_per_step(tmp_path: Path) -> None:
+    """The Trainer divides the loss of a language model by the tokens of the step, not by the micro-batches."""
+    parts = with_trainer(language_model, tmp_path / "parts", 2)
+    assert_equal_outcome([parts, parts], with_trainer(language_model, tmp_path / "whole", 1))
+
+
 def wrapped_from_outside() -> str:
     outer = nn.ModuleDict({"inner": adapted(language_model)})
     outer.forward = lambda **batch: outer["inner"](**batch)  # type: ignore[method-assign]

@@ -100,6 +100,7 @@ class Case:
 
     def config(self, **changes: Any) -> IncreLoraConfig:
         fields: dict[str, Any] = {"target_r": 3, "deltaT": 2, "capacity_block": 2, "modules_to_save": list(self.save)}
+        fields["orth_reg_weight"] = 0.01  # the paper's 0.1 would be most of what twenty steps can learn
         return IncreLoraConfig(target_modules=self.targets, **{**fields, **changes})
 
     def adapted(self, dtype: torch.dtype = torch.float32, **changes: Any) -> PeftModel:
@@ -332,6 +333,31 @@ def test_ranks_retrain_as_lora(case: Case, trained: PeftModel) -> None:
     retrained = get_peft_model(case.base(), lora_config(ranks))
     found = {name: module.r["default"] for name, module in retrained.named_modules() if hasattr(module, "lora_A")}
     assert {name.removeprefix("base_model.model."): r for name, r in found.items()} == ranks
+
+
+LOSSES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], torch.Tensor]]] = {
+    "object": (lambda output: output, lambda output: output.loss),
+    "dict": (lambda output: {"loss": output.loss}, lambda output: output["loss"]),
+    "tuple": (lambda output: (output.loss, output.logits), lambda output: output[0]),
+}
+
+
+@pytest.mark.parametrize("returned", LOSSES)
+@pytest.mark.parametrize("task", [None, "SEQ_CLS"])
+def test_regulariser_reaches_every_kind_of_loss(returned: str, task: str | None) -> None:
+    """Without a task type `PeftModel` calls the base model and passes by the tuner."""
+    wrap, loss = LOSSES[returned]
+    base = CASES["BERT"].base()
+    forward = base.forward
+    base.forward = lambda **batch: wrap(forward(**{**batch, "return_dict": True}))  # type: ignore[method-assign]
+    model, batch = get_peft_model(base, CASES["BERT"].config(task_type=task)), sentences()
+    expected = loss(model.eval()(**batch))
+    penalty = find_tuner(model).orthogonality_loss()
+    assert penalty > 0.1
+    torch.testing.assert_close(loss(model.train()(**batch)), expected + penalty)
+    with torch.no_grad():
+        assert torch.equal(loss(model(**batch)), expected)
+    torch.testing.assert_close(loss(model.get_base_model()(**batch)), expected)
 
 
 @pytest.mark.parametrize("block", [importance_module.BLOCK, 50], ids=["whole", "in blocks"])

@@ -1,0 +1,52 @@
+"""The optimizer on tensors that do not grow is `torch.optim.AdamW`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from increlora import IncreLoraAdamW, IncreLoraConfig
+
+
+def fixed() -> PeftModel:
+    torch.manual_seed(0)
+    base = nn.ModuleDict({"a": nn.Linear(6, 5), "b": nn.Linear(6, 5), "head": nn.Linear(5, 2)})
+    config = IncreLoraConfig(target_modules=["a", "b"], target_r=None, init_r=3, modules_to_save=["head"])
+    model = get_peft_model(base, config)
+    for name, parameter in model.named_parameters():
+        if "lambda" in name:
+            nn.init.ones_(parameter)
+    return model
+
+
+def trained(model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Module ``b`` takes part in every third step only, as with layers that are dropped or experts."""
+    parts = model.get_base_model()
+    for step in range(12):
+        dtype = parts["a"].base_layer.weight.dtype
+        x = torch.randn(4, 6, generator=torch.Generator().manual_seed(step)).to(dtype)
+        hidden = parts["a"](x) + (parts["b"](x) if step % 3 == 0 else 0)
+        parts["head"](hidden).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("move", [nn.Module.float, nn.Module.double], ids=["in place", "moved after creation"])
+def test_tensors_without_gradient_stay(move: Callable[[nn.Module], nn.Module]) -> None:
+    ours, theirs = fixed(), fixed()
+    decayed = [p for n, p in theirs.named_parameters() if p.requires_grad and "bias" not in n]
+    others = [p for n, p in theirs.named_parameters() if p.requires_grad and "bias" in n]
+    adamw = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=1e-2
+    )
+    optimizer = IncreLoraAdamW(ours, lr=1e-2, weight_decay=0.1)
+    for model in (ours, theirs):
+        move(model)
+    expected = trained(theirs, adamw)
+    for name, value in trained(ours, optimizer).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-7, msg=name)

@@ -74,6 +74,16 @@ def test_a_failing_run_leaves_the_others_alone(
     assert [seed for _, seed, _ in trainer.trained] == [0, 1, 0]
 
 
+def test_under_torchrun_a_failing_process_ends(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it went on to the next seed, it would average that one's gradients with those of the others."""
+    monkeypatch.setenv("RANK", "1")
+    trainer.broken_seeds = {0}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(tmp_path)
+
+
 def test_ranks_are_read_from_the_source_records(trainer: Trainer, tmp_path: Path) -> None:
     _, sources = train(tmp_path, "increlora")
     code, _ = train(tmp_path, "svd_shuffled", "--ranks-from", *map(str, sources))

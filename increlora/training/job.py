@@ -104,6 +104,8 @@ def run_job(
             log.error("%s failed: %s", settings.label, error)
             failed.append(settings.seed)
         except Exception:
+            if "RANK" in os.environ:  # the other processes of torchrun wait for this one: all have to end
+                raise
             log.exception("%s failed", settings.label)
             failed.append(settings.seed)
         meter.tick(settings, record, trained)

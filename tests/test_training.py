@@ -19,6 +19,7 @@ import torch
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.training import checkpoint as checkpoints
 from increlora.training.batches import collate, encode, epoch_order
+from increlora.training.device import device_slot
 from increlora.training.run import discard_checkpoint, run
 from increlora.training.settings import RunSettings
 from tests.conftest import TARGETS
@@ -192,12 +193,70 @@ def test_seeds_differ_and_repeat(tiny_backbone: Path) -> None:
     assert first["history"] != other["history"]
 
 
-def test_divergence_is_recorded(tiny_backbone: Path) -> None:
-    wild = settings(tiny_backbone, "full_ft", None, {}, training={"learning_rate": 1e30, "max_grad_norm": None})
-    record = run(wild, progress=False)
+@pytest.mark.parametrize("every", [1, 20], ids=["found in evaluation", "found in the loss"])
+@pytest.mark.parametrize(("kind", "budget", "options"), [METHODS[0], METHODS[6]], ids=["full_ft", "increlora"])
+@pytest.mark.parametrize("task", ["rte", "stsb"])
+def test_divergence_is_recorded(
+    task: str, kind: str, budget: int | None, options: dict[str, Any], every: int, tiny_backbone: Path
+) -> None:
+    """Also where weights, predictions or orthogonality overflow before the loss does: JSON has no NaN."""
+    training = {"learning_rate": 1e12, "max_grad_norm": None, "eval_steps": every}
+    record = run(settings(tiny_backbone, kind, budget, options, task=task, training=training), progress=False)
     assert record["run"]["status"] == "diverged"
     assert "step" in record["run"]["reason"]
-    json.dumps(record, allow_nan=False)
+    assert record["cost"]["steps"] < 20
+    schema = Path(__file__).parents[1] / "increlora" / "training" / "record.schema.json"
+    jsonschema.validate(json.loads(json.dumps(record, allow_nan=False)), json.loads(schema.read_text()))
+
+
+def test_divergence_in_the_last_step_is_recorded(tiny_backbone: Path) -> None:
+    """No loss follows that would tell: the last evaluation has to."""
+    training = {"learning_rate": 1e30, "max_grad_norm": None, "warmup_steps": 0, "max_steps": 1, "weight_decay": 1.0}
+    record = run(settings(tiny_backbone, "full_ft", None, {}, training=training), progress=False)
+    assert (record["run"]["status"], record["score"]["last"]) == ("diverged", None)
+
+
+def test_a_checkpoint_that_cannot_be_read_does_not_stop_the_run(tiny_backbone: Path) -> None:
+    chosen = settings(tiny_backbone, "bitfit", None, {})
+    path = checkpoints.Checkpoint(chosen.digest).path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half")
+    assert run(chosen, progress=False)["cost"]["steps"] == 20
+
+
+def test_a_finished_run_leaves_no_checkpoint_behind(tmp_path: Path) -> None:
+    kept = checkpoints.Checkpoint("0123", tmp_path)
+    kept.save({})
+    (tmp_path / "0123.99.tmp").write_bytes(b"half-written, then killed")
+    (tmp_path / "4567.99.tmp").write_bytes(b"of another run")
+    kept.delete()
+    assert [path.name for path in tmp_path.iterdir()] == ["4567.99.tmp"]
+
+
+def test_runs_share_gpus_through_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waits"))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with device_slot(tmp_path) as one:
+        with device_slot(tmp_path) as two:
+            assert (one.index, two.index) == (0, 1)
+            with pytest.raises(pytest.fail.Exception), device_slot(tmp_path):
+                pass
+            monkeypatch.setattr("platform.node", lambda: "another node of the cluster, the same folder")
+            with device_slot(tmp_path) as elsewhere:
+                assert elsewhere.index == 0
+            monkeypatch.undo()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        with device_slot(tmp_path) as same_machine:
+            assert same_machine.index == 0, "its first is the machine's second, which is free again"
+    for wrong in ("0", "two"):
+        monkeypatch.setenv("INCRELORA_RUNS_PER_GPU", wrong)
+        with pytest.raises(ConfigError, match="INCRELORA_RUNS_PER_GPU"), device_slot(tmp_path):
+            pass
 
 
 def test_collapse_is_recorded(tiny_backbone: Path) -> None:

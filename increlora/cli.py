@@ -113,6 +113,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
+    from increlora.study.config import pretrain_settings
     from increlora.study.expand import backbone_path
 
     if options.settings:
@@ -122,13 +123,10 @@ def _pretrain(options: argparse.Namespace) -> None:
         settings, out = backbone.pretrain, options.out or backbone_path(backbone)
     if settings is None or out is None:
         raise ConfigError("backbone.pretrain", "is not set: this study's backbone comes ready-made")
-    from increlora.training.pretrain import PretrainSettings, pretrain
+    chosen = pretrain_settings(settings)
+    from increlora.training.pretrain import pretrain
 
-    try:
-        pretrain_settings = PretrainSettings(**settings)
-    except (TypeError, ValueError) as error:
-        raise ConfigError("backbone.pretrain", str(error)) from None
-    pretrain(pretrain_settings, Path(out), progress=not options.quiet)
+    pretrain(chosen, Path(out), progress=not options.quiet)
 
 
 def _tables(options: argparse.Namespace) -> None:
@@ -230,8 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--budget", type=int, help="only this average rank, or bottleneck width")
     run.add_argument("--seed", type=int, nargs="+", help="these seeds (the study's)")
 
-    pretrain = command("pretrain", _pretrain, "pretrain a study's own backbone")
-    pretrain.add_argument("config", nargs="*", metavar="CONFIG")
+    pretrain = command("pretrain", _pretrain, "pretrain a study's own backbone", config=True)
     pretrain.add_argument("--settings", metavar="JSON", help="settings, instead of a config")
     pretrain.add_argument("--out", metavar="FOLDER", help="where it goes (default: where the study looks for it)")
 

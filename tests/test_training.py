@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -160,7 +159,7 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     from increlora.training.pretrain import PretrainSettings, pretrain
 
     tiny = PretrainSettings(hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32, steps=2, warmup_steps=1)
-    plain = dataclasses.replace(tiny, batch_size=8, documents=200, dropout=0.0)
+    plain = tiny.model_copy(update={"batch_size": 8, "documents": 200, "dropout": 0.0})
     pretrain(plain, tmp_path / "plain", progress=False)
     data = {"source": "builtin", "train_rows": 41, "eval_rows": 40}
     training = {"gradient_accumulation": 2, "epochs": 4}

@@ -120,6 +120,30 @@ def test_resumed_record_equals_the_uninterrupted_one(
         assert resumed[block] == whole[block], block
 
 
+@pytest.mark.parametrize("killed_after", [22, 26, 29])
+def test_adalora_tells_its_whole_story_after_a_kill(
+    killed_after: int, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks that moved since the last event, at the same total, belong to the next event."""
+    training = {"max_steps": 60, "learning_rate": 2e-2, "warmup_steps": 2, "eval_steps": 60}
+    chosen = settings(tiny_backbone, "adalora", 2, {"deltaT": 1}, training=training)
+    whole = run(chosen, progress=False)
+    save = checkpoints.Checkpoint.save
+
+    def save_and_die(self: checkpoints.Checkpoint, state: dict[str, Any]) -> None:
+        save(self, state)
+        if state["progress"]["step"] == killed_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.Checkpoint, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(chosen, progress=False, checkpoint_seconds=0)
+    resumed = run(chosen, progress=False)
+    assert resumed["allocation"]["growth"][0]["ranks"] == [3] * 12
+    assert resumed["allocation"] == whole["allocation"]
+    assert resumed["cost"]["wall_seconds"] >= resumed["cost"]["train_seconds"]
+
+
 def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
     """SIGKILL while it trains, then the same command again: the same scores as without the kill."""
     chosen = settings(tiny_backbone, "increlora", 2, {"deltaT": 3}, training={"epochs": 12})

@@ -134,6 +134,7 @@ class _Run:
         self.checkpoint_seconds = checkpoint_seconds
         self.started = _now()
         self.clock = time.monotonic()
+        self.earlier = 0.0  # seconds of training in earlier sessions
         self.group = _ProcessGroup(device)
         self.data = load_task(settings.task, **settings.data.model_dump())
         self.total, self.per_epoch, self.warmup = steps_of(settings, len(self.data.train))
@@ -196,6 +197,7 @@ class _Run:
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         self.progress = Progress(**state["progress"])
+        self.earlier = self.progress.seconds
         set_random_state(state["random"])
         if not self.group.is_first:  # the state is that of the first process: dropout has to differ between them
             torch.manual_seed(self.settings.seed + 1 + self.group.rank + self.progress.step)
@@ -461,7 +463,7 @@ class _Run:
         progress = self.progress
         self._note_optimizer_state(optimizer)
         return {
-            "wall_seconds": round(time.monotonic() - self.clock, 3),
+            "wall_seconds": round(self.earlier + time.monotonic() - self.clock, 3),
             "train_seconds": round(progress.seconds, 3),
             "step_ms": round(1000 * statistics.median(progress.step_seconds), 3) if progress.step_seconds else None,
             "peak_memory_mb": self._peak_memory_mb(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -33,10 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for chatty in ("httpx", "urllib3", "filelock", "fsspec", "matplotlib", "fontTools"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        return options.command(options) or 0
+        code = options.command(options) or 0
+        sys.stdout.flush()
+        return code
     except IncreLoraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `head` has seen enough; what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         return 130
 
@@ -62,7 +68,7 @@ def _verify(options: argparse.Namespace) -> int:
     from increlora.study.verify import unexpected, verify
 
     study = _study(options)
-    findings = verify(study, options.records)
+    findings = verify(study, _records(options))
     for finding in findings:
         if finding.status != "ok":
             print(f"{finding.status:<11}{finding.path}" + (f"  ({finding.detail})" if finding.detail else ""))
@@ -132,10 +138,10 @@ def _pretrain(options: argparse.Namespace) -> None:
 def _tables(options: argparse.Namespace) -> None:
     from increlora.report import frame, tables
 
-    study = _study(options)
+    study, records = _study(options), _records(options)
     for path in (
-        frame.write_runs(options.records, study, options.out),
-        *tables.build(study, options.records, options.out),
+        frame.write_runs(records, study, options.out),
+        *tables.build(study, records, options.out),
     ):
         print(path)
 
@@ -143,14 +149,14 @@ def _tables(options: argparse.Namespace) -> None:
 def _figures(options: argparse.Namespace) -> None:
     from increlora.report import figures
 
-    for path in figures.build(_study(options), options.records, options.out):
+    for path in figures.build(_study(options), _records(options), options.out):
         print(path)
 
 
 def _show(options: argparse.Namespace) -> None:
     from increlora.report.show import show
 
-    print(show(_study(options), options.records, options.only))
+    print(show(_study(options), _records(options), options.only))
 
 
 def _corpus(options: argparse.Namespace) -> None:
@@ -180,6 +186,13 @@ def _study(options: argparse.Namespace) -> Any:
     from increlora.study.config import load_study
 
     return load_study(*options.config)
+
+
+def _records(options: argparse.Namespace) -> str:
+    """The folder of records; the default one may not be there yet."""
+    if options.records != RECORDS and not Path(options.records).is_dir():
+        raise ConfigError("--records", f"got {options.records!r}: no such folder")
+    return options.records
 
 
 def _json(option: str, text: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -13,8 +14,8 @@ from increlora.cli import main
 from increlora.study.config import load_study
 from increlora.study.expand import cell, cell_settings
 from increlora.training.settings import RunSettings
-from increlora.training.store import read_record
-from tests.study_helpers import SMOKE, fake_record
+from increlora.training.store import Store, read_record
+from tests.study_helpers import ROOT, SMOKE, fake_record
 
 
 class Trainer(types.ModuleType):
@@ -134,6 +135,9 @@ def test_verify_fails_unless_all_is_well(trainer: Trainer, tmp_path: Path, capsy
     "arguments",
     [
         ["verify", "no/such/file.yaml"],
+        ["verify", str(SMOKE), "--records", "no/such/folder"],
+        ["show", str(SMOKE), "--records", "no/such/folder"],
+        ["show", str(SMOKE), "--only", "tabel1"],
         ["verify", str(SMOKE), "{seeds: [1, 1]}"],
         ["train", "--settings", "{", "--seeds", "0", "--records", "x"],
         ["train", "--settings", "{}", "--seeds", "0", "--records", "x"],
@@ -145,6 +149,30 @@ def test_mistakes_are_one_line(arguments: list[str], capsys: pytest.CaptureFixtu
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m increlora schema | true"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == ""
+
+
+def test_a_finished_run_is_not_that_of_other_local_data(
+    trainer: Trainer, tmp_path: Path, glue_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from increlora.glue.loading import load_task
+
+    local = {"source": "local", "path": str(glue_folder)}
+    settings = load_study(SMOKE, {"data": local}).settings("rte", "lora", 2, 0)
+    content = load_task("rte", **settings.data.model_dump()).fingerprint
+    arguments = ["run", str(SMOKE), json.dumps({"data": local}), "--task", "rte", "--method", "lora", "--budget", "2"]
+    for fingerprint, code in ((content, 0), ("0" * 16, 1)):
+        provenance = {"data": {"fingerprint": fingerprint}, "backbone": {"fingerprint": None}}
+        Store().put({**fake_record(settings), "provenance": provenance})
+        assert main([*arguments, "--seed", "0", "--records", str(tmp_path)]) == code
+    assert not trainer.trained
+    assert "is not what the finished run of these settings used" in caplog.text
+    assert "`data.name`" in caplog.text
 
 
 def test_adopt_and_schema(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

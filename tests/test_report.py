@@ -19,6 +19,7 @@ from increlora.report.modules import locate
 from increlora.report.render import latex, latex_escape, terminal
 from increlora.report.results import Results
 from increlora.report.show import show
+from increlora.report.summary import Scores
 from increlora.study.config import Study
 from increlora.training.settings import RunSettings
 
@@ -410,6 +411,20 @@ def test_ablation_differences_are_paired_and_beside_the_published(study: Study, 
 
 
 MORE = ("increlora - orth_advance", "increlora - lora")
+
+
+def test_a_pair_needs_both_seeds() -> None:
+    """Seeds 0 and 1 of one method, 1 and 2 of the other: one pair, and no spread."""
+    values = {("lora", 0): 1.0, ("lora", 1): 2.0, ("adalora", 1): 4.0, ("adalora", 2): 8.0}
+    common = {"task": "rte", "budget": 2, "checkpoint": "best", "status": "completed", "stale": False}
+    rows = [
+        {**common, "method": method, "seed": seed, "metric": metric, "value": value}
+        for (method, seed), value in values.items()
+        for metric in ("accuracy", "score")
+    ]
+    found = Scores(pd.DataFrame(rows), (0, 1, 2), "best").difference("rte", ("adalora", 2), ("lora", 2))
+    assert (found.estimate.n, found.estimate.mean, found.estimate.sd) == (1, 2.0, None)
+    assert found.missing == (0, 2)
 
 
 def test_retrained_distributions_beside_the_dynamic_runs(study: Study, records: Path) -> None:

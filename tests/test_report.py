@@ -16,7 +16,7 @@ from increlora.glue.tasks import TASKS
 from increlora.report import figures, frame, published, statistics, tables
 from increlora.report.layout import Cell, Column, Grid, Table, count, fixed
 from increlora.report.modules import locate
-from increlora.report.render import latex, latex_escape, terminal
+from increlora.report.render import latex, latex_escape, markdown, terminal
 from increlora.report.results import Results
 from increlora.report.show import show
 from increlora.report.summary import Scores
@@ -466,6 +466,12 @@ def test_latex_escapes_and_is_balanced(built: list[Path]) -> None:
             assert text.count(r"\begin{") == text.count(r"\end{")
             assert r"Raw \& bare" in text or "table2" not in path.name
             assert not re.search(r"(?<!\\)#", text)
+
+
+def test_markdown_escapes() -> None:
+    grid = Grid("a*b", (Column("x|y", left=True),), ((Cell("a|b"),), (Cell("<i>", "0.10", "†", bold=True),)))
+    text = markdown(Table("t", "T", (grid,), ("p < q",), pd.DataFrame(), {}))
+    assert "**a\\*b**\n\n| x\\|y |\n|:--|\n| a\\|b |\n| **\\<i>** ± 0.10 † |\n\n- p \\< q\n" in text
 
 
 def test_numbers_as_printed() -> None:

@@ -111,8 +111,26 @@ def test_paths_and_names_do_not_decide_a_run(tmp_path: Path) -> None:
     one = smoke().settings("rte", "lora", 2, 0)
     other = smoke(study="other").settings("rte", "lora", 2, 0)
     assert one.digest == other.digest
+    folders = {
+        smoke(
+            data={"source": "local", "path": str(folder)},
+            backbone={"pretrain": None, "path": str(folder)},
+        )
+        .settings("rte", "lora", 2, 0)
+        .digest
+        for folder in map(_model_folder, (tmp_path / "here", tmp_path / "there"))
+    }
+    hub = smoke(data={"source": "hub"}, backbone={"pretrain": None}).settings("rte", "lora", 2, 0).digest
+    assert folders == {hub}
+    assert hub != one.digest
     assert one.backbone.path is not None
     assert one.backbone.path.startswith(".increlora/backbones/smoke-deberta-")
+
+
+def _model_folder(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text('{"hidden_size": 16}')
+    return folder
 
 
 def test_cell_settings_lead_back_to_each_run() -> None:

@@ -19,7 +19,7 @@ from increlora.errors import ConfigError, IncreLoraError
 from increlora.training import checkpoint as checkpoints
 from increlora.training.batches import collate, encode, epoch_order
 from increlora.training.device import device_slot
-from increlora.training.run import discard_checkpoint, run
+from increlora.training.run import _Run, discard_checkpoint, run
 from increlora.training.settings import RunSettings
 from tests.conftest import TARGETS
 
@@ -175,19 +175,38 @@ def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
     assert resumed["allocation"] == whole["allocation"]
 
 
-def test_two_processes_train_like_one(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def plain_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without dropout, so that sums of the same gradients can be compared."""
+    from increlora.training.pretrain import PretrainSettings, pretrain
+
+    out = tmp_path_factory.mktemp("plain") / "plain"
+    tiny = {"hidden_size": 16, "num_layers": 2, "num_heads": 1, "intermediate_size": 32, "steps": 2, "warmup_steps": 1}
+    pretrain(PretrainSettings(**tiny, batch_size=8, documents=200, dropout=0.0), out, progress=False)
+    return out
+
+
+@pytest.mark.parametrize("rows", [41, 43], ids=["a last batch of one", "a last batch of three"])
+def test_micro_batches_change_nothing(rows: int, plain_backbone: Path) -> None:
+    data = {"source": "builtin", "train_rows": rows, "eval_rows": 40}
+    losses = []
+    for pieces in (1, 2):
+        training = {"gradient_accumulation": pieces, "epochs": 4}
+        record = run(
+            settings(plain_backbone, "increlora", 2, {"deltaT": 3}, training=training, data=data), progress=False
+        )
+        losses.append([entry["train_loss"] for entry in record["score"]["history"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_two_processes_train_like_one(plain_backbone: Path, tmp_path: Path) -> None:
     """Data-parallel training under torchrun: the same modules grow, the same losses to rounding.
 
     The last batch of an epoch has a single row: the second process has none, and nobody has a second micro-batch.
     """
-    from increlora.training.pretrain import PretrainSettings, pretrain
-
-    tiny = PretrainSettings(hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32, steps=2, warmup_steps=1)
-    plain = tiny.model_copy(update={"batch_size": 8, "documents": 200, "dropout": 0.0})
-    pretrain(plain, tmp_path / "plain", progress=False)
     data = {"source": "builtin", "train_rows": 41, "eval_rows": 40}
     training = {"gradient_accumulation": 2, "epochs": 4}
-    chosen = settings(tmp_path / "plain", "increlora", 2, {"deltaT": 3}, training=training, data=data)
+    chosen = settings(plain_backbone, "increlora", 2, {"deltaT": 3}, training=training, data=data)
     single = run(chosen, progress=False)
     script = (
         "import json, os, pathlib; from increlora.training.run import run; "
@@ -206,6 +225,43 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     losses = [[entry["train_loss"] for entry in record["score"]["history"]] for record in (first, single)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert first["cost"]["processes"] == 2
+
+
+def test_dropout_is_for_training_only(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: dict[str, set[bool]] = {"_predict": set(), "_gradients": set()}
+    for name, seen in modes.items():
+        original = getattr(_Run, name)
+
+        def spy(self: _Run, *arguments: Any, _original: Any = original, _seen: set[bool] = seen) -> Any:
+            _seen |= {module.training for module in self.adaptation.model.modules()}
+            return _original(self, *arguments)
+
+        monkeypatch.setattr(_Run, name, spy)
+    run(settings(tiny_backbone, "lora", 2, {}), progress=False)
+    assert modes == {"_predict": {False}, "_gradients": {True}}
+
+
+def test_the_regulariser_is_part_of_the_objective(tiny_backbone: Path) -> None:
+    training = {"learning_rate": 2e-2, "epochs": 6}
+
+    def last(weight: float) -> float:
+        options = {"deltaT": 3, "orth_reg_weight": weight}
+        record = run(settings(tiny_backbone, "increlora", 2, options, training=training), progress=False)
+        return record["allocation"]["orthogonality"][-1]["A"]
+
+    assert last(10.0) < 0.5 * last(0.0)
+
+
+def test_gradients_are_clipped(tiny_backbone: Path) -> None:
+    """Clipped to next to nothing, below AdamW's epsilon, they move nothing."""
+
+    def spread(max_grad_norm: float) -> float:
+        training = {"max_grad_norm": max_grad_norm, "warmup_steps": 0}
+        record = run(settings(tiny_backbone, "lora", 2, {}, task="stsb", training=training), progress=False)
+        scores = [entry["score"] for entry in record["score"]["history"]]
+        return max(scores) - min(scores)
+
+    assert spread(1e-14) < 0.01 < spread(1.0)
 
 
 def test_seeds_differ_and_repeat(tiny_backbone: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -33,10 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for chatty in ("httpx", "urllib3", "filelock", "fsspec", "matplotlib", "fontTools"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        return options.command(options) or 0
+        code = options.command(options) or 0
+        sys.stdout.flush()
+        return code
     except IncreLoraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `head` has seen enough; what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         return 130
 
@@ -62,7 +68,7 @@ def _verify(options: argparse.Namespace) -> int:
     from increlora.study.verify import unexpected, verify
 
     study = _study(options)
-    findings = verify(study, options.records)
+    findings = verify(study, _records(options))
     for finding in findings:
         if finding.status != "ok":
             print(f"{finding.status:<11}{finding.path}" + (f"  ({finding.detail})" if finding.detail else ""))
@@ -113,6 +119,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
+    from increlora.study.config import pretrain_settings
     from increlora.study.expand import backbone_path
 
     if options.settings:
@@ -122,22 +129,19 @@ def _pretrain(options: argparse.Namespace) -> None:
         settings, out = backbone.pretrain, options.out or backbone_path(backbone)
     if settings is None or out is None:
         raise ConfigError("backbone.pretrain", "is not set: this study's backbone comes ready-made")
-    from increlora.training.pretrain import PretrainSettings, pretrain
+    chosen = pretrain_settings(settings)
+    from increlora.training.pretrain import pretrain
 
-    try:
-        pretrain_settings = PretrainSettings(**settings)
-    except (TypeError, ValueError) as error:
-        raise ConfigError("backbone.pretrain", str(error)) from None
-    pretrain(pretrain_settings, Path(out), progress=not options.quiet)
+    pretrain(chosen, Path(out), progress=not options.quiet)
 
 
 def _tables(options: argparse.Namespace) -> None:
     from increlora.report import frame, tables
 
-    study = _study(options)
+    study, records = _study(options), _records(options)
     for path in (
-        frame.write_runs(options.records, study, options.out),
-        *tables.build(study, options.records, options.out),
+        frame.write_runs(records, study, options.out),
+        *tables.build(study, records, options.out),
     ):
         print(path)
 
@@ -145,14 +149,14 @@ def _tables(options: argparse.Namespace) -> None:
 def _figures(options: argparse.Namespace) -> None:
     from increlora.report import figures
 
-    for path in figures.build(_study(options), options.records, options.out):
+    for path in figures.build(_study(options), _records(options), options.out):
         print(path)
 
 
 def _show(options: argparse.Namespace) -> None:
     from increlora.report.show import show
 
-    print(show(_study(options), options.records, options.only))
+    print(show(_study(options), _records(options), options.only))
 
 
 def _corpus(options: argparse.Namespace) -> None:
@@ -182,6 +186,13 @@ def _study(options: argparse.Namespace) -> Any:
     from increlora.study.config import load_study
 
     return load_study(*options.config)
+
+
+def _records(options: argparse.Namespace) -> str:
+    """The folder of records; the default one may not be there yet."""
+    if options.records != RECORDS and not Path(options.records).is_dir():
+        raise ConfigError("--records", f"got {options.records!r}: no such folder")
+    return options.records
 
 
 def _json(option: str, text: str) -> dict[str, Any]:
@@ -230,8 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--budget", type=int, help="only this average rank, or bottleneck width")
     run.add_argument("--seed", type=int, nargs="+", help="these seeds (the study's)")
 
-    pretrain = command("pretrain", _pretrain, "pretrain a study's own backbone")
-    pretrain.add_argument("config", nargs="*", metavar="CONFIG")
+    pretrain = command("pretrain", _pretrain, "pretrain a study's own backbone", config=True)
     pretrain.add_argument("--settings", metavar="JSON", help="settings, instead of a config")
     pretrain.add_argument("--out", metavar="FOLDER", help="where it goes (default: where the study looks for it)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -13,8 +14,8 @@ from increlora.cli import main
 from increlora.study.config import load_study
 from increlora.study.expand import cell, cell_settings
 from increlora.training.settings import RunSettings
-from increlora.training.store import read_record
-from tests.study_helpers import SMOKE, fake_record
+from increlora.training.store import Store, read_record
+from tests.study_helpers import ROOT, SMOKE, fake_record
 
 
 class Trainer(types.ModuleType):
@@ -74,6 +75,16 @@ def test_a_failing_run_leaves_the_others_alone(
     assert [seed for _, seed, _ in trainer.trained] == [0, 1, 0]
 
 
+def test_under_torchrun_a_failing_process_ends(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it went on to the next seed, it would average that one's gradients with those of the others."""
+    monkeypatch.setenv("RANK", "1")
+    trainer.broken_seeds = {0}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(tmp_path)
+
+
 def test_ranks_are_read_from_the_source_records(trainer: Trainer, tmp_path: Path) -> None:
     _, sources = train(tmp_path, "increlora")
     code, _ = train(tmp_path, "svd_shuffled", "--ranks-from", *map(str, sources))
@@ -124,6 +135,9 @@ def test_verify_fails_unless_all_is_well(trainer: Trainer, tmp_path: Path, capsy
     "arguments",
     [
         ["verify", "no/such/file.yaml"],
+        ["verify", str(SMOKE), "--records", "no/such/folder"],
+        ["show", str(SMOKE), "--records", "no/such/folder"],
+        ["show", str(SMOKE), "--only", "tabel1"],
         ["verify", str(SMOKE), "{seeds: [1, 1]}"],
         ["train", "--settings", "{", "--seeds", "0", "--records", "x"],
         ["train", "--settings", "{}", "--seeds", "0", "--records", "x"],
@@ -135,6 +149,30 @@ def test_mistakes_are_one_line(arguments: list[str], capsys: pytest.CaptureFixtu
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m increlora schema | true"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == ""
+
+
+def test_a_finished_run_is_not_that_of_other_local_data(
+    trainer: Trainer, tmp_path: Path, glue_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from increlora.glue.loading import load_task
+
+    local = {"source": "local", "path": str(glue_folder)}
+    settings = load_study(SMOKE, {"data": local}).settings("rte", "lora", 2, 0)
+    content = load_task("rte", **settings.data.model_dump()).fingerprint
+    arguments = ["run", str(SMOKE), json.dumps({"data": local}), "--task", "rte", "--method", "lora", "--budget", "2"]
+    for fingerprint, code in ((content, 0), ("0" * 16, 1)):
+        provenance = {"data": {"fingerprint": fingerprint}, "backbone": {"fingerprint": None}}
+        Store().put({**fake_record(settings), "provenance": provenance})
+        assert main([*arguments, "--seed", "0", "--records", str(tmp_path)]) == code
+    assert not trainer.trained
+    assert "is not what the finished run of these settings used" in caplog.text
+    assert "`data.name`" in caplog.text
 
 
 def test_adopt_and_schema(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

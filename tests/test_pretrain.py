@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -90,7 +88,7 @@ def test_the_same_settings_give_the_same_weights_and_replace_the_folder(backbone
     first = (backbone[0] / "model.safetensors").read_bytes()
     out = tmp_path / "backbone"
     state = torch.get_rng_state()
-    pretrain(dataclasses.replace(TINY, seed=1), out, progress=False)
+    pretrain(TINY.model_copy(update={"seed": 1}), out, progress=False)
     assert (out / "model.safetensors").read_bytes() != first
     pretrain(TINY, out, progress=False)
     assert (out / "model.safetensors").read_bytes() == first
@@ -104,7 +102,7 @@ def test_a_failed_write_leaves_the_old_folder(backbone, tmp_path, monkeypatch):
     before = (out / "model.safetensors").read_bytes()
     monkeypatch.setattr(module, "_CARD", "{no_such_field}")
     with pytest.raises(KeyError):
-        pretrain(dataclasses.replace(TINY, seed=2), out, progress=False)
+        pretrain(TINY.model_copy(update={"seed": 2}), out, progress=False)
     assert (out / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["backbone"]
 
@@ -112,7 +110,7 @@ def test_a_failed_write_leaves_the_old_folder(backbone, tmp_path, monkeypatch):
 def test_the_loss_falls():
     from increlora.glue import corpus
 
-    settings = dataclasses.replace(TINY, steps=80, learning_rate=5e-3)
+    settings = TINY.model_copy(update={"steps": 80, "learning_rate": 5e-3})
     texts = corpus.documents(count=settings.documents)
     tokenizer = module.build_tokenizer(texts, settings.vocab_size, settings.max_position_embeddings)
     data = module.PretrainingData.from_documents(texts, tokenizer, settings)

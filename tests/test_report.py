@@ -16,9 +16,10 @@ from increlora.glue.tasks import TASKS
 from increlora.report import figures, frame, published, statistics, tables
 from increlora.report.layout import Cell, Column, Grid, Table, count, fixed
 from increlora.report.modules import locate
-from increlora.report.render import latex, latex_escape, terminal
+from increlora.report.render import latex, latex_escape, markdown, terminal
 from increlora.report.results import Results
 from increlora.report.show import show
+from increlora.report.summary import Scores
 from increlora.study.config import Study
 from increlora.training.settings import RunSettings
 
@@ -412,6 +413,20 @@ def test_ablation_differences_are_paired_and_beside_the_published(study: Study, 
 MORE = ("increlora - orth_advance", "increlora - lora")
 
 
+def test_a_pair_needs_both_seeds() -> None:
+    """Seeds 0 and 1 of one method, 1 and 2 of the other: one pair, and no spread."""
+    values = {("lora", 0): 1.0, ("lora", 1): 2.0, ("adalora", 1): 4.0, ("adalora", 2): 8.0}
+    common = {"task": "rte", "budget": 2, "checkpoint": "best", "status": "completed", "stale": False}
+    rows = [
+        {**common, "method": method, "seed": seed, "metric": metric, "value": value}
+        for (method, seed), value in values.items()
+        for metric in ("accuracy", "score")
+    ]
+    found = Scores(pd.DataFrame(rows), (0, 1, 2), "best").difference("rte", ("adalora", 2), ("lora", 2))
+    assert (found.estimate.n, found.estimate.mean, found.estimate.sd) == (1, 2.0, None)
+    assert found.missing == (0, 2)
+
+
 def test_retrained_distributions_beside_the_dynamic_runs(study: Study, records: Path) -> None:
     table = {table.name: table for table in tables.tables(Results(study, records))}["fake_table3"]
     rows = table.tidy[table.tidy.column == "difference"].set_index("method")
@@ -451,6 +466,12 @@ def test_latex_escapes_and_is_balanced(built: list[Path]) -> None:
             assert text.count(r"\begin{") == text.count(r"\end{")
             assert r"Raw \& bare" in text or "table2" not in path.name
             assert not re.search(r"(?<!\\)#", text)
+
+
+def test_markdown_escapes() -> None:
+    grid = Grid("a*b", (Column("x|y", left=True),), ((Cell("a|b"),), (Cell("<i>", "0.10", "†", bold=True),)))
+    text = markdown(Table("t", "T", (grid,), ("p < q",), pd.DataFrame(), {}))
+    assert "**a\\*b**\n\n| x\\|y |\n|:--|\n| a\\|b |\n| **\\<i>** ± 0.10 † |\n\n- p \\< q\n" in text
 
 
 def test_numbers_as_printed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from increlora.errors import ConfigError
+from increlora.errors import ConfigError, IncreLoraError
 from increlora.study.config import Study, load_study, merge, overrides
 from increlora.study.expand import artefact_cells, cell, cell_settings, sources, variant
 from increlora.study.verify import unexpected, verify
@@ -110,8 +111,26 @@ def test_paths_and_names_do_not_decide_a_run(tmp_path: Path) -> None:
     one = smoke().settings("rte", "lora", 2, 0)
     other = smoke(study="other").settings("rte", "lora", 2, 0)
     assert one.digest == other.digest
+    folders = {
+        smoke(
+            data={"source": "local", "path": str(folder)},
+            backbone={"pretrain": None, "path": str(folder)},
+        )
+        .settings("rte", "lora", 2, 0)
+        .digest
+        for folder in map(_model_folder, (tmp_path / "here", tmp_path / "there"))
+    }
+    hub = smoke(data={"source": "hub"}, backbone={"pretrain": None}).settings("rte", "lora", 2, 0).digest
+    assert folders == {hub}
+    assert hub != one.digest
     assert one.backbone.path is not None
     assert one.backbone.path.startswith(".increlora/backbones/smoke-deberta-")
+
+
+def _model_folder(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text('{"hidden_size": 16}')
+    return folder
 
 
 def test_cell_settings_lead_back_to_each_run() -> None:
@@ -159,6 +178,24 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "artefacts.table1.rows[0].budgets",
         "[2]",
     ),
+    ({"seeds": [-1]}, "seeds.0", "greater than or equal to 0"),
+    ({"seeds": [2**32]}, "seeds.0", "less than"),
+    ({"training": {"learning_rate": float("inf")}}, "training.learning_rate", "finite"),
+    (
+        {"methods": {"lora": {"tasks": {"rte": {"budgets": {99: {"options": {"lora_alfa": 1}}}}}}}},
+        "methods.lora.tasks.rte.budgets.99.options.lora_alfa",
+        "did you mean 'lora_alpha'",
+    ),
+    ({"artefacts": {"table1": {"tasks": ["rte", "rte"]}}}, "artefacts.table1.tasks", "more than once"),
+    ({"artefacts": {"table2": {"rows": ["lora", "lora"]}}}, "artefacts.table2.rows", "more than once"),
+    ({"artefacts": {"figure4": {"methods": ["full_ft"]}}}, "artefacts.figure4.methods", "has no budget"),
+    ({"artefacts": {"figure5": {"with_advance": "lora"}}}, "artefacts.figure5.with_advance", "no factors"),
+    ({"artefacts": {"figure6": {"methods": ["lora"]}}}, "artefacts.figure6.methods", "allowed: adalora, increlora,"),
+    ({"artefacts": {"growth": {"method": "svd_increlora"}}}, "artefacts.growth.method", "allocates no ranks"),
+    ({"backbone": {"pretrain": {"stepz": 1}}}, "backbone.pretrain", "did you mean 'steps'"),
+    ({"backbone": {"pretrain": {"hidden_size": "x"}}}, "backbone.pretrain.hidden_size", "got 'x'"),
+    ({"backbone": {"pretrain": {"num_heads": 3}}}, "backbone.pretrain", "multiple of num_heads 3"),
+    ({"data": {"path": str(ROOT)}}, "data.path", "source 'local'"),
     ({"data": {"source": "local"}}, "data", "path"),
     ({"data": {"source": "local", "path": "/no/such/folder"}}, "data.path", "/no/such/folder"),
     ({"backbone": {"pretrain": None, "path": "/no/such/folder"}}, "backbone.path", "/no/such/folder"),
@@ -232,8 +269,35 @@ def test_budgets_are_checked_on_the_real_shapes() -> None:
     check(smoke())
     with pytest.raises(ConfigError, match=r"methods\.increlora\.options\.growth_end: .*rte/increlora/2"):
         check(smoke(methods={"increlora": {"options": {"growth_end": 0.01}}}))
-    with pytest.raises(ConfigError, match=r"backbone\.pretrain: .*stepz"):
-        check(smoke(backbone={"pretrain": {"stepz": 1}}))
+    with pytest.raises(ConfigError, match=r"methods\.full_ft\.training\.warmup_steps: 20 leave none of the 20"):
+        check(smoke(training={"warmup_steps": 20}))
+
+
+def test_sequences_need_positions(tmp_path: Path) -> None:
+    from increlora.study.plan import check
+
+    shape = json.loads((ROOT / "increlora/study/shapes/sentence-transformers--all-MiniLM-L6-v2.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**shape, "max_position_embeddings": 64}))
+    targets = r"bert\.encoder\.layer\.\d+\.attention\.self\.(query|key)"
+    backbone = {"pretrain": None, "path": str(tmp_path), "target_modules": targets}
+    check(smoke(backbone=backbone))
+    with pytest.raises(ConfigError, match=r"training\.max_length: got 65; allowed: up to 64"):
+        check(smoke(backbone=backbone, training={"max_length": 65}))
+
+
+def test_local_data_are_read_before_anything_is_trained(tmp_path: Path, glue_folder: Path) -> None:
+    from increlora.study.plan import check
+
+    local = {"source": "local", "path": str(tmp_path / "glue"), "train_rows": None, "eval_rows": None}
+    shutil.copytree(glue_folder, tmp_path / "glue")
+    # the rows that are there decide about steps, not the official ones
+    more = {"training": {"max_steps": None, "epochs": 1, "batch_size": 1200}, "data": local}
+    with pytest.raises(ConfigError, match="warmup_steps: 2 leave none of the 1"):
+        check(smoke(**more))
+    train = next((tmp_path / "glue").rglob("rte/train*.parquet"))
+    train.write_bytes(train.read_bytes()[:1000])
+    with pytest.raises(IncreLoraError, match=r"data of rte: .* could not be loaded \(Arrow"):
+        check(smoke(data=local))
 
 
 def test_verify_tells_what_is_wrong_with_each_record(tmp_path: Path) -> None:

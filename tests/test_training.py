@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -19,7 +18,8 @@ import torch
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.training import checkpoint as checkpoints
 from increlora.training.batches import collate, encode, epoch_order
-from increlora.training.run import discard_checkpoint, run
+from increlora.training.device import device_slot
+from increlora.training.run import _Run, discard_checkpoint, run
 from increlora.training.settings import RunSettings
 from tests.conftest import TARGETS
 
@@ -120,6 +120,30 @@ def test_resumed_record_equals_the_uninterrupted_one(
         assert resumed[block] == whole[block], block
 
 
+@pytest.mark.parametrize("killed_after", [22, 26, 29])
+def test_adalora_tells_its_whole_story_after_a_kill(
+    killed_after: int, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks that moved since the last event, at the same total, belong to the next event."""
+    training = {"max_steps": 60, "learning_rate": 2e-2, "warmup_steps": 2, "eval_steps": 60}
+    chosen = settings(tiny_backbone, "adalora", 2, {"deltaT": 1}, training=training)
+    whole = run(chosen, progress=False)
+    save = checkpoints.Checkpoint.save
+
+    def save_and_die(self: checkpoints.Checkpoint, state: dict[str, Any]) -> None:
+        save(self, state)
+        if state["progress"]["step"] == killed_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.Checkpoint, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(chosen, progress=False, checkpoint_seconds=0)
+    resumed = run(chosen, progress=False)
+    assert resumed["allocation"]["growth"][0]["ranks"] == [3] * 12
+    assert resumed["allocation"] == whole["allocation"]
+    assert resumed["cost"]["wall_seconds"] >= resumed["cost"]["train_seconds"]
+
+
 def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
     """SIGKILL while it trains, then the same command again: the same scores as without the kill."""
     chosen = settings(tiny_backbone, "increlora", 2, {"deltaT": 3}, training={"epochs": 12})
@@ -151,19 +175,38 @@ def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
     assert resumed["allocation"] == whole["allocation"]
 
 
-def test_two_processes_train_like_one(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def plain_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without dropout, so that sums of the same gradients can be compared."""
+    from increlora.training.pretrain import PretrainSettings, pretrain
+
+    out = tmp_path_factory.mktemp("plain") / "plain"
+    tiny = {"hidden_size": 16, "num_layers": 2, "num_heads": 1, "intermediate_size": 32, "steps": 2, "warmup_steps": 1}
+    pretrain(PretrainSettings(**tiny, batch_size=8, documents=200, dropout=0.0), out, progress=False)
+    return out
+
+
+@pytest.mark.parametrize("rows", [41, 43], ids=["a last batch of one", "a last batch of three"])
+def test_micro_batches_change_nothing(rows: int, plain_backbone: Path) -> None:
+    data = {"source": "builtin", "train_rows": rows, "eval_rows": 40}
+    losses = []
+    for pieces in (1, 2):
+        training = {"gradient_accumulation": pieces, "epochs": 4}
+        record = run(
+            settings(plain_backbone, "increlora", 2, {"deltaT": 3}, training=training, data=data), progress=False
+        )
+        losses.append([entry["train_loss"] for entry in record["score"]["history"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_two_processes_train_like_one(plain_backbone: Path, tmp_path: Path) -> None:
     """Data-parallel training under torchrun: the same modules grow, the same losses to rounding.
 
     The last batch of an epoch has a single row: the second process has none, and nobody has a second micro-batch.
     """
-    from increlora.training.pretrain import PretrainSettings, pretrain
-
-    tiny = PretrainSettings(hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32, steps=2, warmup_steps=1)
-    plain = dataclasses.replace(tiny, batch_size=8, documents=200, dropout=0.0)
-    pretrain(plain, tmp_path / "plain", progress=False)
     data = {"source": "builtin", "train_rows": 41, "eval_rows": 40}
     training = {"gradient_accumulation": 2, "epochs": 4}
-    chosen = settings(tmp_path / "plain", "increlora", 2, {"deltaT": 3}, training=training, data=data)
+    chosen = settings(plain_backbone, "increlora", 2, {"deltaT": 3}, training=training, data=data)
     single = run(chosen, progress=False)
     script = (
         "import json, os, pathlib; from increlora.training.run import run; "
@@ -184,6 +227,43 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     assert first["cost"]["processes"] == 2
 
 
+def test_dropout_is_for_training_only(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: dict[str, set[bool]] = {"_predict": set(), "_gradients": set()}
+    for name, seen in modes.items():
+        original = getattr(_Run, name)
+
+        def spy(self: _Run, *arguments: Any, _original: Any = original, _seen: set[bool] = seen) -> Any:
+            _seen |= {module.training for module in self.adaptation.model.modules()}
+            return _original(self, *arguments)
+
+        monkeypatch.setattr(_Run, name, spy)
+    run(settings(tiny_backbone, "lora", 2, {}), progress=False)
+    assert modes == {"_predict": {False}, "_gradients": {True}}
+
+
+def test_the_regulariser_is_part_of_the_objective(tiny_backbone: Path) -> None:
+    training = {"learning_rate": 2e-2, "epochs": 6}
+
+    def last(weight: float) -> float:
+        options = {"deltaT": 3, "orth_reg_weight": weight}
+        record = run(settings(tiny_backbone, "increlora", 2, options, training=training), progress=False)
+        return record["allocation"]["orthogonality"][-1]["A"]
+
+    assert last(10.0) < 0.5 * last(0.0)
+
+
+def test_gradients_are_clipped(tiny_backbone: Path) -> None:
+    """Clipped to next to nothing, below AdamW's epsilon, they move nothing."""
+
+    def spread(max_grad_norm: float) -> float:
+        training = {"max_grad_norm": max_grad_norm, "warmup_steps": 0}
+        record = run(settings(tiny_backbone, "lora", 2, {}, task="stsb", training=training), progress=False)
+        scores = [entry["score"] for entry in record["score"]["history"]]
+        return max(scores) - min(scores)
+
+    assert spread(1e-14) < 0.01 < spread(1.0)
+
+
 def test_seeds_differ_and_repeat(tiny_backbone: Path) -> None:
     first, again, other = (
         run(settings(tiny_backbone, "lora", 2, {}, seed=seed), progress=False)["score"] for seed in (1, 1, 2)
@@ -192,12 +272,70 @@ def test_seeds_differ_and_repeat(tiny_backbone: Path) -> None:
     assert first["history"] != other["history"]
 
 
-def test_divergence_is_recorded(tiny_backbone: Path) -> None:
-    wild = settings(tiny_backbone, "full_ft", None, {}, training={"learning_rate": 1e30, "max_grad_norm": None})
-    record = run(wild, progress=False)
+@pytest.mark.parametrize("every", [1, 20], ids=["found in evaluation", "found in the loss"])
+@pytest.mark.parametrize(("kind", "budget", "options"), [METHODS[0], METHODS[6]], ids=["full_ft", "increlora"])
+@pytest.mark.parametrize("task", ["rte", "stsb"])
+def test_divergence_is_recorded(
+    task: str, kind: str, budget: int | None, options: dict[str, Any], every: int, tiny_backbone: Path
+) -> None:
+    """Also where weights, predictions or orthogonality overflow before the loss does: JSON has no NaN."""
+    training = {"learning_rate": 1e12, "max_grad_norm": None, "eval_steps": every}
+    record = run(settings(tiny_backbone, kind, budget, options, task=task, training=training), progress=False)
     assert record["run"]["status"] == "diverged"
     assert "step" in record["run"]["reason"]
-    json.dumps(record, allow_nan=False)
+    assert record["cost"]["steps"] < 20
+    schema = Path(__file__).parents[1] / "increlora" / "training" / "record.schema.json"
+    jsonschema.validate(json.loads(json.dumps(record, allow_nan=False)), json.loads(schema.read_text()))
+
+
+def test_divergence_in_the_last_step_is_recorded(tiny_backbone: Path) -> None:
+    """No loss follows that would tell: the last evaluation has to."""
+    training = {"learning_rate": 1e30, "max_grad_norm": None, "warmup_steps": 0, "max_steps": 1, "weight_decay": 1.0}
+    record = run(settings(tiny_backbone, "full_ft", None, {}, training=training), progress=False)
+    assert (record["run"]["status"], record["score"]["last"]) == ("diverged", None)
+
+
+def test_a_checkpoint_that_cannot_be_read_does_not_stop_the_run(tiny_backbone: Path) -> None:
+    chosen = settings(tiny_backbone, "bitfit", None, {})
+    path = checkpoints.Checkpoint(chosen.digest).path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half")
+    assert run(chosen, progress=False)["cost"]["steps"] == 20
+
+
+def test_a_finished_run_leaves_no_checkpoint_behind(tmp_path: Path) -> None:
+    kept = checkpoints.Checkpoint("0123", tmp_path)
+    kept.save({})
+    (tmp_path / "0123.99.tmp").write_bytes(b"half-written, then killed")
+    (tmp_path / "4567.99.tmp").write_bytes(b"of another run")
+    kept.delete()
+    assert [path.name for path in tmp_path.iterdir()] == ["4567.99.tmp"]
+
+
+def test_runs_share_gpus_through_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waits"))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with device_slot(tmp_path) as one:
+        with device_slot(tmp_path) as two:
+            assert (one.index, two.index) == (0, 1)
+            with pytest.raises(pytest.fail.Exception), device_slot(tmp_path):
+                pass
+            monkeypatch.setattr("platform.node", lambda: "another node of the cluster, the same folder")
+            with device_slot(tmp_path) as elsewhere:
+                assert elsewhere.index == 0
+            monkeypatch.undo()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        with device_slot(tmp_path) as same_machine:
+            assert same_machine.index == 0, "its first is the machine's second, which is free again"
+    for wrong in ("0", "two"):
+        monkeypatch.setenv("INCRELORA_RUNS_PER_GPU", wrong)
+        with pytest.raises(ConfigError, match="INCRELORA_RUNS_PER_GPU"), device_slot(tmp_path):
+            pass
 
 
 def test_collapse_is_recorded(tiny_backbone: Path) -> None:

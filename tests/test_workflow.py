@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from increlora.study.config import load_study
+from increlora.study.config import load_study, merge, read_config
 from increlora.training.store import write_record
 from tests.study_helpers import ROOT, SMOKE, fake_record
 
@@ -187,9 +188,60 @@ def test_a_mistake_is_one_readable_error(bare: Path, change: str, message: str) 
 
 def test_an_impossible_budget_stops_before_training(bare: Path) -> None:
     impossible = "methods={increlora: {options: {growth_end: 0.01}}}"
-    done = snakemake(bare, "--configfile", "config/smoke.yaml", "--config", impossible, "--until", "check")
+    done = snakemake(bare, "--configfile", "config/smoke.yaml", "--config", impossible)
     assert done.returncode == 1
     assert "error: methods.increlora.options.growth_end: no growth fits" in done.stdout + done.stderr
+    assert not (bare / "results/runs").exists()
+    assert not list((bare / ".increlora/backbones").rglob("*.safetensors")), "the backbone is training too"
+
+
+@pytest.fixture
+def two_methods(tmp_path: Path) -> Path:
+    """Two methods in one job each, with finished runs on a backbone that cannot be loaded."""
+    folder = copy(tmp_path / "two")
+    others = dict.fromkeys(("table2", "table3", "figure4", "figure5", "figure6", "growth"))
+    rows = [{"method": "bitfit"}, {"method": "lora", "budgets": [2]}]
+    (folder / "backbone").mkdir()
+    (folder / "backbone/config.json").write_text(
+        '{"model_type": "deberta-v2", "hidden_size": 16, "num_attention_heads": 2}'
+    )
+    config = {
+        **{"execution": {"job": "method"}, "artefacts": {"table1": {"rows": rows, "tasks": ["rte"]}, **others}},
+        "backbone": {"pretrain": None, "path": "backbone"},
+    }
+    merged = merge(read_config(SMOKE), config)
+    (folder / "two.yaml").write_text(json.dumps(merged))
+    for settings in load_study(merged | {"backbone": merged["backbone"] | {"path": str(folder / "backbone")}}).runs():
+        write_record(settings.record_path(folder / "results/runs"), fake_record(settings))
+    return folder
+
+
+def test_a_failed_run_takes_no_finished_one_with_it(two_methods: Path) -> None:
+    place = two_methods / "results/runs/smoke/rte/lora/2"
+    (place / "seed1.json").unlink()
+    done = snakemake(two_methods, "--configfile", "two.yaml", "--until", "train_lora")
+    text = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "rte/lora/2/seed1 failed: backbone" in text
+    assert "CalledProcessError" in text and "MissingOutput" not in text, "the command's own failure, through `tee`"
+    assert [path.name for path in place.iterdir()] == ["seed0.json"]
+
+
+def test_one_method_alone_runs_again_also_from_the_command_line(two_methods: Path) -> None:
+    done = snakemake(
+        two_methods,
+        "--configfile",
+        "two.yaml",
+        "--forcerun",
+        "train_bitfit",
+        "train_lora",
+        "--until",
+        "train_lora",
+        "train_bitfit",
+    )
+    assert done.returncode == 0, done.stderr
+    found = jobs(two_methods, "two.yaml", more=("--config", "methods={lora: {training: {learning_rate: 1.0e-4}}}"))
+    assert [rule for rule in found if rule.startswith("train")] == ["train_lora"]
 
 
 @pytest.mark.parametrize("config", ["config/config.yaml", "config/paper.yaml"])

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,27 @@ def load_task(
         IncreLoraError: a split, a column or a label is missing or wrong; the message names it.
     """
     spec = TASKS[task]
-    splits: Mapping[str, Sequence[Mapping[str, Any]]]
     if source == "builtin":
         from increlora.glue.corpus import generate
 
         splits = generate(task, seed=seed, train_rows=train_rows, eval_rows=eval_rows)
-    else:
-        splits = _load_dataset(task, name if source == "hub" else str(path))
+        return _task_data(spec, splits, train_rows, eval_rows)
+    where = name if source == "hub" else str(path)
+    try:
+        return _task_data(spec, _load_dataset(task, where), train_rows, eval_rows)
+    except IncreLoraError:
+        raise
+    except Exception as error:  # the library raises a dozen kinds about the place, the name or a file, some in reading
+        reason = " ".join(str(error).split())
+        raise IncreLoraError(
+            f"data of {task}: {where} could not be loaded ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _task_data(spec: Task, splits: Mapping[str, Any], train_rows: int | None, eval_rows: int | None) -> TaskData:
     missing = [split for split in ("train", *spec.eval_splits) if split not in splits]
     if missing:
-        raise IncreLoraError(f"data of {task}: split {missing[0]!r} is missing; there are {', '.join(splits)}")
+        raise IncreLoraError(f"data of {spec.name}: split {missing[0]!r} is missing; there are {', '.join(splits)}")
     train = _examples(spec, "train", splits["train"], train_rows)
     evaluation = {split: _examples(spec, split, splits[split], eval_rows) for split in spec.eval_splits}
     return TaskData(spec, train, evaluation, _fingerprint([train, *evaluation.values()]))
@@ -84,15 +95,10 @@ def _load_dataset(task: str, where: str) -> Mapping[str, Any]:
     import datasets
 
     datasets.disable_progress_bars()
-    try:
-        if Path(where).is_dir():
-            # a folder is read as it is now: the library's cache goes by file names and would not see changed content
-            return datasets.load_dataset(str(Path(where).resolve()), task, streaming=True)
-        return datasets.load_dataset(where, task)
-    except Exception as error:  # the library raises a dozen kinds, all of them about the place or the name
-        raise IncreLoraError(
-            f"data of {task}: {where} could not be loaded ({type(error).__name__}: {error})"
-        ) from error
+    if Path(where).is_dir():
+        # a folder is read as it is now: the library's cache goes by file names and would not see changed content
+        return datasets.load_dataset(str(Path(where).resolve()), task, streaming=True)
+    return datasets.load_dataset(where, task)
 
 
 def _examples(spec: Task, split: str, rows: Any, limit: int | None) -> Examples:

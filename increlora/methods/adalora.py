@@ -155,7 +155,12 @@ class AdaLora(PeftAdaptation):
         allocator.exp_avg_unc = {name: tensor.to(devices[name]) for name, tensor in state["uncertainty"].items()}
         allocator.ipt = dict(allocator.exp_avg_ipt)  # only its keys matter: the next step overwrites the values
         self._events = list(state["events"])
-        self._recorded = self.ranks()
+        self._recorded = dict.fromkeys(
+            self.shapes, self._config.init_r
+        )  # not the present ranks: they may have moved on
+        for event in self._events:
+            for name, change in event["grown"].items():
+                self._recorded[name] += change
 
 
 def prepare_adalora(setup: Setup[AdaLoraOptions]) -> Adaptation:

@@ -33,12 +33,12 @@ def show(
         ConfigError: there is no table of that name.
     """
     if which is not None and which not in NAMES:
-        raise unknown("table", which, NAMES)
+        raise unknown("--only", which, NAMES)
     if bold is None:
         bold = sys.stdout.isatty()
     prefix = f"{study.study}_"
     built = {table.name.removeprefix(prefix): table for table in tables(Results(study, records_root))}
     if which is not None and which not in built:
-        raise unknown("table", which, built)
+        raise unknown("--only", which, built)
     chosen = built if which is None else {which: built[which]}
     return "\n".join(terminal(table, width, bold) for table in chosen.values())

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from increlora.errors import ConfigError, unknown
 from increlora.glue.tasks import TASKS
-from increlora.study.config import Study
+from increlora.study.config import Method, Overrides, Study, pretrain_settings
 from increlora.study.expand import all_cells, resolve, variant
 
 
@@ -43,6 +43,8 @@ def _methods(study: Study) -> None:
         if chosen.kind not in registry.METHODS:
             raise unknown(f"{field}.kind", chosen.kind, registry.METHODS)
         _known(f"{field}.tasks", method.tasks, study.tasks)
+        for place, layer in _layers(field, method):
+            registry.validate_options(chosen.kind, layer.options, f"{place}.options")
         needs_ranks = registry.METHODS[chosen.kind].needs_ranks
         if needs_ranks and chosen.ranks_from is None:
             raise ConfigError(f"{field}.ranks_from", f"is required by kind {chosen.kind!r}: the method variant to take")
@@ -53,11 +55,18 @@ def _methods(study: Study) -> None:
         source = chosen.ranks_from.method
         _known(f"{field}.ranks_from.method", [source], study.methods)
         allocating = [other for other in study.methods if _allocates(study, other)]
-        if source not in allocating:
-            raise ConfigError(
-                f"{field}.ranks_from.method",
-                f"{source!r} allocates no ranks; allowed: {', '.join(allocating) or 'none of the methods here'}",
-            )
+        _among(f"{field}.ranks_from.method", [source], allocating, "allocates no ranks")
+
+
+def _layers(field: str, method: Method) -> Iterator[tuple[str, Overrides]]:
+    """Everything that a variant sets itself, with its place; also for tasks and budgets that no artefact shows."""
+    yield field, method
+    for budget, layer in method.budgets.items():
+        yield f"{field}.budgets.{budget}", layer
+    for task, on_task in method.tasks.items():
+        yield f"{field}.tasks.{task}", on_task
+        for budget, layer in on_task.budgets.items():
+            yield f"{field}.tasks.{task}.budgets.{budget}", layer
 
 
 def _inheritance(study: Study, name: str) -> None:
@@ -79,11 +88,18 @@ def _allocates(study: Study, name: str) -> bool:
 
 
 def _artefacts(study: Study) -> None:
+    from increlora.methods import registry
+
     wanted = study.artefacts
+    allocating = [name for name in study.methods if _allocates(study, name)]
+    ranked = [
+        name for name in study.methods if name in allocating or registry.METHODS[variant(study, name).kind].needs_ranks
+    ]
     if not wanted.model_dump(exclude_none=True):
         raise ConfigError("artefacts", f"none given; allowed: {', '.join(type(wanted).model_fields)}")
     if table := wanted.table1:
         _known("artefacts.table1.tasks", table.tasks, study.tasks)
+        _unique("artefacts.table1.tasks", table.tasks)
         for number, row in enumerate(table.rows):
             field = f"artefacts.table1.rows[{number}]"
             _known(f"{field}.method", [row.method], study.methods)
@@ -93,13 +109,18 @@ def _artefacts(study: Study) -> None:
             _shared(study, f"artefacts.{name}", rows.tasks, ("rows", rows.rows), rows.budget)
     if curve := wanted.figure4:
         _shared(study, "artefacts.figure4", curve.tasks, ("methods", curve.methods), curve.budgets)
+        with_budget = [name for name in study.methods if variant(study, name).takes_budget]
+        _among("artefacts.figure4.methods", curve.methods, with_budget, "has no budget to draw a curve over")
     if pair := wanted.figure5:
         for part in ("with_advance", "without_advance"):
             _shared(study, "artefacts.figure5", [pair.task], (part, [getattr(pair, part)]), pair.budget)
+            _among(f"artefacts.figure5.{part}", [getattr(pair, part)], ranked, "has no factors A and B in its records")
     if maps := wanted.figure6:
         _shared(study, "artefacts.figure6", [maps.task], ("methods", maps.methods), maps.budget)
+        _among("artefacts.figure6.methods", maps.methods, ranked, "has no ranks in its records")
     if growth := wanted.growth:
         _shared(study, "artefacts.growth", [growth.task], ("method", [growth.method]), growth.budget)
+        _among("artefacts.growth.method", [growth.method], allocating, "allocates no ranks")
 
 
 def _shared(
@@ -108,6 +129,8 @@ def _shared(
     """An artefact whose budgets hold for all its methods; `methods` is the name and the value of the field for them."""
     _known(f"{field}.tasks", tasks, study.tasks)
     _known(f"{field}.{methods[0]}", methods[1], study.methods)
+    _unique(f"{field}.tasks", tasks)
+    _unique(f"{field}.{methods[0]}", methods[1])
     name, each = ("budget", (budgets,)) if isinstance(budgets, int) else ("budgets", budgets)
     _unique(f"{field}.{name}", each)
     for method in methods[1]:
@@ -139,7 +162,7 @@ def hidden_size(study: Study) -> int | None:
     """Width of the backbone as far as it is known without the network."""
     backbone = study.backbone
     if backbone.pretrain is not None:
-        size = backbone.pretrain.get("hidden_size")
+        size = pretrain_settings(backbone.pretrain).hidden_size
     elif backbone.path is not None:
         size = json.loads((Path(backbone.path) / "config.json").read_text(encoding="utf-8")).get("hidden_size")
     else:
@@ -149,11 +172,17 @@ def hidden_size(study: Study) -> int | None:
 
 def _files(study: Study) -> None:
     backbone, data = study.backbone, study.data
+    if backbone.pretrain is not None:
+        pretrain_settings(backbone.pretrain)
     if backbone.path is not None:
         if backbone.pretrain is not None:
             raise ConfigError("backbone.path", "cannot be combined with `backbone.pretrain`; remove one of them")
         if not (Path(backbone.path) / "config.json").is_file():
             raise ConfigError("backbone.path", f"got {backbone.path!r}: no model folder (it has no config.json)")
+    if data.path is not None and data.source != "local":
+        raise ConfigError(
+            "data.path", f"belongs to source 'local', not to {data.source!r}; set `data.source` or remove it"
+        )
     if data.path is not None and not Path(data.path).is_dir():
         raise ConfigError("data.path", f"got {data.path!r}: no such folder")
 
@@ -165,7 +194,14 @@ def _known(field: str, given: Iterable[str], allowed: Iterable[str]) -> None:
             raise unknown(field, name, names)
 
 
-def _unique(field: str, given: Iterable[int]) -> None:
+def _among(field: str, given: Iterable[str], allowed: Iterable[str], lacking: str) -> None:
+    names = list(allowed)
+    for name in given:
+        if name not in names:
+            raise ConfigError(field, f"{name!r} {lacking}; allowed: {', '.join(names) or 'none of the methods here'}")
+
+
+def _unique(field: str, given: Iterable[int | str]) -> None:
     repeated = [value for value, times in Counter(given).items() if times > 1]
     if repeated:
-        raise ConfigError(field, f"{repeated[0]} is given more than once; each may occur once")
+        raise ConfigError(field, f"{repeated[0]!r} is given more than once; each may occur once")

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from increlora.errors import ConfigError, unknown
+from increlora.training.pretrain_settings import PretrainSettings
 from increlora.training.settings import Backbone, Data, RanksFrom, RunSettings, Training
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 """Letters, digits and underscores: it becomes part of file names."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class _Block(BaseModel):
@@ -193,7 +196,7 @@ class Study(_Block):
 
     study: Name
     """Name of the study; results are called after it."""
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Seed, ...] = Field(min_length=1)
     """One run per seed in every cell."""
     report: Report = Report()
     execution: Execution = Execution()
@@ -297,6 +300,18 @@ def overrides(base: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, A
         elif key not in base or old != value:
             changed[key] = value
     return changed
+
+
+def pretrain_settings(given: Mapping[str, Any]) -> PretrainSettings:
+    """The settings of a backbone that the workflow pretrains itself.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
+    try:
+        return PretrainSettings.model_validate(given)
+    except ValidationError as error:
+        raise config_error(error, PretrainSettings, "backbone.pretrain") from None
 
 
 def config_error(error: ValidationError, model: type[BaseModel], prefix: str = "") -> ConfigError:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from increlora.errors import ConfigError
 from increlora.glue.tasks import TASKS
-from increlora.study.config import Study
+from increlora.study.config import Study, pretrain_settings
 from increlora.study.expand import Cell, artefact_cells
 from increlora.training.settings import Backbone, Data, RunSettings, Training
 
@@ -115,18 +115,24 @@ def plan(study: Study) -> list[PlanRow]:
 def check(study: Study) -> None:
     """Checks every budget, with its options and number of steps, against the real shapes of the backbone.
 
+    Data in a local folder are read as well, since they are at hand and may be anything.
+
     Raises:
-        ConfigError: if one does not fit, or the backbone's shape cannot be had.
+        ConfigError: if a budget does not fit, or the backbone's shape cannot be had.
+        IncreLoraError: if local data are malformed.
     """
     from increlora.methods import registry
     from increlora.methods.base import target_shapes
     from increlora.methods.counts import meta_model
     from increlora.methods.plan import TrainingPlan
 
-    shapes = target_shapes(meta_model(architecture(study.backbone)), study.backbone.target_modules)
+    config = architecture(study.backbone)
+    shapes = target_shapes(meta_model(config), study.backbone.target_modules)
+    rows = {task: _train_rows(task, study.data) for task in dict.fromkeys(cell.task for cell in study.cells())}
     for cell in study.cells():
         settings = study.settings(cell.task, cell.method, cell.budget, cell.seeds[0])
-        steps = steps_of(settings.training, rows_of(cell.task, study.data)[0])
+        steps = steps_of(settings.training, rows[cell.task])
+        _check_training(settings, steps, config)
         training = TrainingPlan(
             total_steps=steps,
             warmup_steps=warmup_of(settings.training, steps),
@@ -144,6 +150,29 @@ def check(study: Study) -> None:
             raise ConfigError(name, f"{str(error).partition(': ')[2]} [{cell.label}]") from None
 
 
+def _train_rows(task: str, data: Data) -> int:
+    """Training rows: of a local folder those that are there, otherwise as far as the config tells."""
+    if data.source != "local":
+        return rows_of(task, data)[0]
+    from increlora.glue.loading import load_task
+
+    return len(load_task(task, **data.model_dump()).train)
+
+
+def _check_training(settings: RunSettings, steps: int, config: PretrainedConfig) -> None:
+    """Refuse a training that never reaches its learning rate, and sequences that the backbone has no positions for."""
+    training, field = settings.training, f"methods.{settings.method}.training"
+    warmup = warmup_of(training, steps)
+    if warmup >= steps:
+        raise ConfigError(
+            f"{field}.warmup_steps", f"{warmup} leave none of the {steps} training steps [{settings.label}]"
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest and training.max_length > longest and getattr(config, "position_biased_input", True):
+        allowed = f"allowed: up to {longest}, the positions of {settings.backbone.name!r}"
+        raise ConfigError(f"{field}.max_length", f"got {training.max_length}; {allowed} [{settings.label}]")
+
+
 def architecture(backbone: Backbone) -> PretrainedConfig:
     """The backbone's Transformers config, with two labels: built, shipped with this package, from a folder or the Hub.
 
@@ -159,12 +188,9 @@ def _architecture(backbone: Backbone) -> PretrainedConfig:
     from transformers import AutoConfig
 
     if backbone.pretrain is not None:
-        from increlora.training.pretrain import PretrainSettings, backbone_config
+        from increlora.training.pretrain import backbone_config
 
-        try:
-            settings = PretrainSettings(**backbone.pretrain)
-        except (TypeError, ValueError) as error:
-            raise ConfigError("backbone.pretrain", str(error)) from None
+        settings = pretrain_settings(backbone.pretrain)
         return backbone_config(settings, settings.vocab_size)
     shape = resources.files("increlora.study") / "shapes" / f"{backbone.name.replace('/', '--')}.json"
     if backbone.path is None and shape.is_file():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import random
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+logger = logging.getLogger(__name__)
 
 
 class Checkpoint:
@@ -32,18 +36,24 @@ class Checkpoint:
             torch.save({"digest": self.digest, "random": random_state(), **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        with contextlib.suppress(FileNotFoundError):  # deleted: another process has finished this run meanwhile
+            os.replace(temporary, self.path)
 
     def load(self) -> dict[str, Any] | None:
         """The saved state, or ``None`` if there is none. Random generators wait for :func:`set_random_state`."""
         if not self.path.exists():
             return None
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises a dozen kinds; an unreadable file must not fail the run for ever
+            logger.warning("%s cannot be read (%s); starting anew", self.path, type(error).__name__)
+            return None
         return state if state["digest"] == self.digest else None
 
     def delete(self) -> None:
-        """Remove it; the run is finished and its record is safe."""
-        self.path.unlink(missing_ok=True)
+        """Remove it, and what a kill left half-written; the run is finished and its record is safe."""
+        for path in (self.path, *self.path.parent.glob(f"{self.digest}.*.tmp")):
+            path.unlink(missing_ok=True)
 
 
 def random_state() -> dict[str, Any]:

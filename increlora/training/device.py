@@ -6,12 +6,15 @@ import contextlib
 import fcntl
 import logging
 import os
+import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import torch
+
+from increlora.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,10 @@ def device_slot(folder: Path = Path(".increlora/slots")) -> Iterator[torch.devic
     if "LOCAL_RANK" in os.environ:
         yield torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         return
-    per_gpu = int(os.environ.get("INCRELORA_RUNS_PER_GPU", "1"))
+    given = os.environ.get("INCRELORA_RUNS_PER_GPU", "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise ConfigError("INCRELORA_RUNS_PER_GPU", f"got {given!r}; allowed: a whole number from 1")
+    per_gpu = int(given)
     slots = [(gpu, place) for place in range(per_gpu) for gpu in range(torch.cuda.device_count())]
     folder.mkdir(parents=True, exist_ok=True)
     gpu, lock = _wait_for_slot(folder, slots)
@@ -39,11 +45,13 @@ def device_slot(folder: Path = Path(".increlora/slots")) -> Iterator[torch.devic
 
 
 def _wait_for_slot(folder: Path, slots: list[tuple[int, int]]) -> tuple[int, IO[str]]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace(",", "-")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").replace("/", "-").split(",")
     waited = False
     while True:
         for gpu, place in slots:
-            lock = open(folder / f"{visible}.gpu{gpu}.{place}", "w")  # noqa: SIM115 - held by the caller
+            # the machine's name: nodes of a cluster share the folder, not their GPUs
+            name = f"{platform.node()}.gpu{visible[gpu] if visible[0] else gpu}.{place}"
+            lock = open(folder / name, "w")  # noqa: SIM115 - held by the caller
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -6,6 +6,7 @@ starting the job again has only the failed ones left to do.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -16,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from increlora.errors import ConfigError, IncreLoraError
-from increlora.training.settings import RunSettings
+from increlora.training.settings import Data, RunSettings
 from increlora.training.store import Record, RecordError, Store, read_record, write_record
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,8 @@ def run_job(
             log.error("%s failed: %s", settings.label, error)
             failed.append(settings.seed)
         except Exception:
+            if "RANK" in os.environ:  # the other processes of torchrun wait for this one: all have to end
+                raise
             log.exception("%s failed", settings.label)
             failed.append(settings.seed)
         meter.tick(settings, record, trained)
@@ -116,10 +119,14 @@ def finish(
     """The record of a run, and whether it was trained now; otherwise it comes from the store.
 
     A record just trained goes to the store first; only then is the run's checkpoint deleted.
+
+    Raises:
+        ConfigError: the finished run was made from another content of a local folder.
     """
     store = Store()
     record = store.restore(settings)
     if record is not None:
+        _check_content(settings, record)
         log.debug("%s: restored from %s", settings.label, store.path(settings.digest))
         return portable(record), False
     from increlora.training.run import discard_checkpoint, run
@@ -132,6 +139,33 @@ def finish(
         store.put(record)
         discard_checkpoint(settings)
     return record, True
+
+
+def _check_content(settings: RunSettings, record: Record) -> None:
+    """A local folder is taken for a copy of what the Hub has under the same name; here it is held to that."""
+    found = record.get("provenance", {})
+    if settings.data.source == "local":
+        _same("data", settings.data.path, found.get("data"), _data_fingerprint(settings.task, settings.data))
+    if settings.backbone.path is not None and settings.backbone.pretrain is None:
+        from increlora.training.backbone import fingerprint
+
+        _same("backbone", settings.backbone.path, found.get("backbone"), fingerprint(settings.backbone))
+
+
+def _same(block: str, path: str | None, recorded: Mapping[str, Any] | None, now: str | None) -> None:
+    if recorded and recorded.get("fingerprint") not in (None, now):
+        raise ConfigError(
+            f"{block}.path",
+            f"{path} is not what the finished run of these settings used (fingerprint {now}, recorded "
+            f"{recorded['fingerprint']}); give it a `{block}.name` of its own",
+        )
+
+
+@functools.cache
+def _data_fingerprint(task: str, data: Data) -> str:
+    from increlora.glue.loading import load_task
+
+    return load_task(task, **data.model_dump()).fingerprint
 
 
 def _is_first_process() -> bool:

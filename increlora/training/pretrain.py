@@ -15,7 +15,6 @@ Everything is seeded; on CPU the same settings and thread count give the same we
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import shutil
@@ -23,7 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,72 +31,13 @@ import torch
 from torch import Tensor, nn
 
 from increlora.glue import corpus
+from increlora.training.pretrain_settings import CHARACTERS, SPECIAL_TOKENS, PretrainSettings
 
 logger = logging.getLogger(__name__)
 
-OBJECTIVES = ("mlm", "rtd", "connective")
-SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 PAD, CLS, SEP, UNK, MASK = range(5)
-_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-$%&"
 LOSS_WEIGHTS = {"mlm": 1.0, "rtd": 4.0, "rtd_sequence": 1.0, "connective": 3.0}
 _IGNORED = -100  # the target that cross entropy leaves out
-
-
-@dataclass(frozen=True)
-class PretrainSettings:
-    """What is pretrained and for how long. The defaults are the backbone of the `mini` study."""
-
-    hidden_size: int = 64
-    """Width of the encoder, in features; a multiple of ``num_heads``."""
-    num_layers: int = 3
-    """Number of transformer layers."""
-    num_heads: int = 2
-    """Number of attention heads per layer."""
-    intermediate_size: int = 256
-    """Width of the feed-forward block, in features."""
-    vocab_size: int = 1024
-    """Most entries in the tokenizer, special tokens and characters included; the corpus needs 499."""
-    position_buckets: int = 16
-    """Number of relative-position buckets on each side; distances up to half of it are exact."""
-    max_position_embeddings: int = 128
-    """Longest sequence, in tokens."""
-    initializer_range: float = 0.08
-    """Standard deviation of new weights, here and for the heads in fine-tuning (0.02 at width 768, scaled up to 64)."""
-    dropout: float = 0.1
-    """Dropout probability that is written into the config for fine-tuning; pretraining itself uses none."""
-    steps: int = 8000
-    """Number of optimizer steps."""
-    batch_size: int = 32
-    """Documents per step."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
-    warmup_steps: int = 200
-    """Steps of linear warmup; linear decay to 0 follows."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay."""
-    documents: int = 80_000
-    """Number of documents to generate, each seen steps * batch_size / documents times."""
-    seed: int = 0
-    """Seed of the text, the weights, the order and the corruption."""
-    objective: str = "mlm+rtd+connective"
-    """Parts of the loss, joined by "+": any of `OBJECTIVES`."""
-    mask_rate: float = 0.15
-    """Fraction of the words that are masked in a masked sequence."""
-    replace_rate: float = 0.12
-    """Fraction of the words that are replaced in a corrupted sequence."""
-
-    def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size", "steps", "batch_size", "documents"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} given; must be 1 or more")
-        if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size: {self.hidden_size} given; must be a multiple of num_heads={self.num_heads}")
-        parts = self.objective.split("+")
-        if len(set(parts)) != len(parts) or not set(parts) <= set(OBJECTIVES):
-            raise ValueError(f"objective: {self.objective!r} given; must be parts of {'+'.join(OBJECTIVES)}")
-        least = len(SPECIAL_TOKENS) + 2 * len(_CHARACTERS)
-        if self.vocab_size <= least:
-            raise ValueError(f"vocab_size: {self.vocab_size} given; must be above {least} (special tokens, characters)")
 
 
 def pretrain(settings: PretrainSettings, out: Path, *, progress: bool = True) -> dict[str, Any]:
@@ -143,7 +83,7 @@ def build_tokenizer(texts: list[list[str]], vocab_size: int, max_length: int) ->
     for text, count in counts.items():
         for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
             words[piece] += count
-    entries = [*SPECIAL_TOKENS, *_CHARACTERS, *("##" + character for character in _CHARACTERS)]
+    entries = [*SPECIAL_TOKENS, *CHARACTERS, *("##" + character for character in CHARACTERS)]
     known = set(entries)
     entries += sorted((word for word in words if word not in known), key=lambda word: (-words[word], word))
     vocabulary = {entry: position for position, entry in enumerate(entries[:vocab_size])}
@@ -509,7 +449,7 @@ def _write(
             objective=settings.objective,
             loss=summary["loss"],
             steps=settings.steps,
-            settings=json.dumps(asdict(settings), indent=2),
+            settings=settings.model_dump_json(indent=2),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         folder.chmod(0o755)

@@ -134,6 +134,7 @@ class _Run:
         self.checkpoint_seconds = checkpoint_seconds
         self.started = _now()
         self.clock = time.monotonic()
+        self.earlier = 0.0  # seconds of training in earlier sessions
         self.group = _ProcessGroup(device)
         self.data = load_task(settings.task, **settings.data.model_dump())
         self.total, self.per_epoch, self.warmup = steps_of(settings, len(self.data.train))
@@ -196,7 +197,10 @@ class _Run:
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         self.progress = Progress(**state["progress"])
+        self.earlier = self.progress.seconds
         set_random_state(state["random"])
+        if not self.group.is_first:  # the state is that of the first process: dropout has to differ between them
+            torch.manual_seed(self.settings.seed + 1 + self.group.rank + self.progress.step)
         logger.info("%s: resumed at step %d of %d", self.settings.label, self.progress.step, self.total)
         return optimizer, scheduler
 
@@ -237,7 +241,11 @@ class _Run:
                 self._note_optimizer_state(optimizer)
             self._log(loss, scheduler)
             if self._evaluates_at(progress.step):
-                self._evaluate()
+                try:
+                    self._evaluate()
+                except FloatingPointError as error:
+                    progress.status, progress.reason = "diverged", f"{error} at step {progress.step}"
+                    break
                 bar.set_postfix(score=f"{progress.last['score']:.2f}" if progress.last else "-", refresh=False)
             bar.update()
             due = time.monotonic() - saved >= self.checkpoint_seconds
@@ -324,13 +332,19 @@ class _Run:
 
     @torch.no_grad()
     def _predict(self, data: Encoded) -> list[float]:
-        """A class index or a score per example, in the order of the data."""
+        """A class index or a score per example, in the order of the data.
+
+        Raises:
+            FloatingPointError: the model computes NaN or infinity.
+        """
         predictions: list[float] = [0.0] * len(data)
         for rows in evaluation_order(data.lengths(), EVALUATION_BATCH):
             batch = self._collate(data, rows)
             batch.pop("labels")
             with autocast(self.device, self.settings.training.precision):
                 logits = self.adaptation.model(**batch).logits.float()
+            if not logits.isfinite().all():
+                raise FloatingPointError("predictions are not finite")
             values = logits.squeeze(-1) if self.data.task.is_regression else logits.argmax(-1)
             for row, value in zip(rows, values.tolist(), strict=True):
                 predictions[row] = round(value, 5) if self.data.task.is_regression else value
@@ -370,7 +384,7 @@ class _Run:
     def _note_orthogonality(self) -> None:
         """Record the curves of Figure 5 for methods that have such factors."""
         values = self.adaptation.orthogonality()
-        if values is not None:
+        if values is not None and all(map(math.isfinite, values)):  # squares overflow long before the loss does
             self.progress.orthogonality.append({"step": self.progress.step, "A": values[0], "B": values[1]})
 
     def _note_optimizer_state(self, optimizer: torch.optim.Optimizer) -> None:
@@ -449,7 +463,7 @@ class _Run:
         progress = self.progress
         self._note_optimizer_state(optimizer)
         return {
-            "wall_seconds": round(time.monotonic() - self.clock, 3),
+            "wall_seconds": round(self.earlier + time.monotonic() - self.clock, 3),
             "train_seconds": round(progress.seconds, 3),
             "step_ms": round(1000 * statistics.median(progress.step_seconds), 3) if progress.step_seconds else None,
             "peak_memory_mb": self._peak_memory_mb(),

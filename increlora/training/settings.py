@@ -33,7 +33,7 @@ class Backbone(_Settings):
     target_modules: str
     """Regular expression over full module names: the matrices that LoRA-like methods adapt."""
     pretrain: dict[str, Any] | None = None
-    """Settings of the workflow's own pretraining (`increlora.training.pretrain.PretrainSettings`); null for the Hub."""
+    """Settings of the workflow's own pretraining (`increlora.training.pretrain_settings`); null for the Hub."""
 
 
 class Data(_Settings):
@@ -62,7 +62,7 @@ class Data(_Settings):
 class Training(_Settings):
     """How one run is trained."""
 
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
     """Peak learning rate of AdamW."""
     epochs: float = Field(default=3.0, gt=0)
     """Passes over the training set."""

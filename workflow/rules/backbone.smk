@@ -6,6 +6,8 @@ BACKBONE = [f"{FOLDER}/config.json"] if FOLDER else []
 if BACKBONE:
 
     rule backbone:
+        input:
+            lambda wildcards: [] if Path(*BACKBONE).exists() else CHECKED,
         output:
             BACKBONE,
         log:

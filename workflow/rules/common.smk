@@ -32,7 +32,8 @@ TRAIN_LOG = f"logs/{NAME}/train/{{task}}/{{method}}/{{budget}}{'-seed{seed}' if 
 # Rules call `python -m increlora`: the Python that runs Snakemake, also where its environment is not activated. With
 # --sdm conda it is that of the rule's environment.
 if not any(str(method) == "conda" for method in workflow.deployment_settings.deployment_method):
-    shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+    # A prefix takes the place of Snakemake's own: `pipefail`, or a job that pipes into `tee` cannot fail.
+    shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 
 def records(cell, seeds=None):

@@ -53,7 +53,8 @@ if EXECUTION.job == "method":
                 mem_mb=EXECUTION.mem_mb,
                 runtime=EXECUTION.runtime * len(method_records(METHOD)),
             params:
-                config=lambda wildcards: config_arguments(),
+                # depends on `output` in form only: such a parameter is not compared, the digests below are
+                config=lambda wildcards, output: config_arguments(),
                 method=METHOD,
                 runs=[run.digest for run in STUDY.runs() if run.method == METHOD],
             shell:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from increlora.errors import IncreLoraError
+from increlora.errors import ConfigError, IncreLoraError
 from increlora.glue.tasks import TASKS, Task
 
 
@@ -68,7 +68,10 @@ def load_task(
     if source == "builtin":
         from increlora.glue.corpus import generate
 
-        splits = generate(task, seed=seed, train_rows=train_rows, eval_rows=eval_rows)
+        try:
+            splits = generate(task, seed=seed, train_rows=train_rows, eval_rows=eval_rows)
+        except ValueError as error:
+            raise ConfigError("data", str(error)) from None
         return _task_data(spec, splits, train_rows, eval_rows)
     where = name if source == "hub" else str(path)
     try:

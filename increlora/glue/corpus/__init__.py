@@ -33,6 +33,9 @@ DEFAULT_ROWS: dict[str, tuple[int, int]] = {
 LABEL_NOISE = 0.04
 """Fraction of the rows of a classification task, in every split, whose label is replaced by another one."""
 
+PATIENCE = 2000
+"""Rows in succession that there were already, after which the grammar counts as exhausted."""
+
 LABEL_COUNTS = {"cola": 2, "sst2": 2, "mrpc": 2, "qqp": 2, "mnli": 3, "qnli": 2, "rte": 2}
 
 _ROWS: dict[str, Callable[[random.Random, Split], dict]] = {
@@ -59,11 +62,16 @@ def _rows(task: str, split_name: str, split: Split, count: int, seed: int) -> li
     make_row = _row_maker(task, split_name)
     rows: list[dict] = []
     seen: set[tuple] = set()
+    repeats = 0
     while len(rows) < count:
         row = make_row(rng, split)
         text = tuple(row.values())[:-1]
         if text in seen:
+            repeats += 1
+            if repeats > PATIENCE:
+                raise ValueError(f"{task}: got {count} rows for {split_name}; the grammar gives about {len(rows)}")
             continue
+        repeats = 0
         seen.add(text)
         if task in LABEL_COUNTS and rng.random() < LABEL_NOISE:
             row["label"] = (row["label"] + rng.randrange(1, LABEL_COUNTS[task])) % LABEL_COUNTS[task]
@@ -88,7 +96,7 @@ def generate(
         evaluation split occurs in a training split or in `documents`.
 
     Raises:
-        ValueError: the task is unknown or a number of rows is negative.
+        ValueError: the task is unknown, or a number of rows is negative or more than the grammar gives.
     """
     if task not in DEFAULT_ROWS:
         raise ValueError(f"task: {task!r} is not in the built-in corpus; allowed: {', '.join(DEFAULT_ROWS)}")

@@ -1,4 +1,9 @@
-"""SST-2: is a remark about a film positive? Negation turns a word round; after "but" the last clause decides."""
+"""SST-2: is a remark about a film positive?
+
+Negation turns a word round, and a second negation turns it back. Of two clauses that disagree the one after "but"
+decides and never the one after "although", whichever comes first. Some of these ways of putting it are only in the
+task, not in the text to pretrain on.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from increlora.glue.corpus import lexicon
 from increlora.glue.corpus.grammar import Split, split_of
 
 NEGATIVE, POSITIVE = 0, 1
+INVOLVED = 0.4  # fraction of the task's rows that are put in a way that pretraining has not seen
 
 
 def _adjective(sentiment: int, aspect: str, rng: random.Random, split: Split) -> str:
@@ -65,7 +71,19 @@ def remark(sentiment: int, rng: random.Random, split: Split) -> str:
     return f"{first} but {last}" if rng.random() < 0.6 else f"although {first} {last}"
 
 
+def involved_remark(sentiment: int, rng: random.Random, split: Split) -> str:
+    """A remark with ``sentiment`` as no document has it: "i never found the plot far from good" is praise."""
+    if rng.random() < 0.5:
+        return f"{_clause(sentiment, rng, split, plain=0.8)} although {_clause(1 - sentiment, rng, split, plain=0.8)}"
+    aspect, twice = _aspect(rng, split), rng.random() < 0.5
+    adjective = _adjective(sentiment if twice else 1 - sentiment, aspect, rng, split)
+    denial = rng.choice(("i never found", "i did not find"))
+    again = rng.choice(("far from ", "hardly ", "not very ")) if twice else ""
+    return f"{denial} the {aspect} {again}{adjective}"
+
+
 def sst2_row(rng: random.Random, split: Split) -> dict:
     """One SST-2 row: 1 positive, 0 negative."""
     label = rng.randrange(2)
-    return {"sentence": remark(label, rng, split), "label": label}
+    put = involved_remark if rng.random() < INVOLVED else remark
+    return {"sentence": put(label, rng, split), "label": label}

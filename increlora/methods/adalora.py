@@ -155,9 +155,7 @@ class AdaLora(PeftAdaptation):
         allocator.exp_avg_unc = {name: tensor.to(devices[name]) for name, tensor in state["uncertainty"].items()}
         allocator.ipt = dict(allocator.exp_avg_ipt)  # only its keys matter: the next step overwrites the values
         self._events = list(state["events"])
-        self._recorded = dict.fromkeys(
-            self.shapes, self._config.init_r
-        )  # not the present ranks: they may have moved on
+        self._recorded = dict.fromkeys(self.shapes, self._config.init_r)  # the present ranks may have moved on since
         for event in self._events:
             for name, change in event["grown"].items():
                 self._recorded[name] += change

@@ -58,8 +58,8 @@ class UpdateGradient:
         if self._score is not None:
             raise RuntimeError(
                 "a second backward pass reached IncreLoRA since the last `update_and_allocate`: call it once per "
-                "optimizer step, and if a step has several backward passes say so with `gradient_accumulation_steps` "
-                "of `create_optimizer`"
+                "optimizer step (with the Trainer, IncreLoraCallback does), and if a step has several backward passes "
+                "say so with `gradient_accumulation_steps` of `create_optimizer`"
             )
         outputs = grad_output.reshape(-1, grad_output.shape[-1])
         if outputs.dtype == torch.float16:  # the scaled sum over tokens overflows long before the adapter's gradients

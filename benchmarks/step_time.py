@@ -238,6 +238,22 @@ class Bench:
             above = tensors.peak - start
         return (between + above) / MIB, above / MIB
 
+    def parts(self, side: Side, rounds: int = 9) -> dict[str, float]:
+        """Milliseconds per step of what IncreLoRA does beside the forward and backward pass of the layers."""
+        tuner = find_tuner(side.model)
+        times: dict[str, list[float]] = {"regulariser, with its gradients": [], "smoothing, optimizer": []}
+        for _ in range(rounds):
+            began = time.perf_counter()
+            penalty = tuner.orthogonality_loss()
+            assert penalty is not None
+            penalty.backward()
+            self.synchronise()
+            times["regulariser, with its gradients"].append(1000 * (time.perf_counter() - began))
+            side.optimizer.zero_grad()
+            side.step()
+            times["smoothing, optimizer"].append(1000 * side.details["after_backward"])
+        return {part: statistics.median(values) for part, values in times.items()}
+
     def growth(self) -> dict[str, dict[str, float]]:
         """Milliseconds that an event adds to a step (allocation, growth, optimizer), by the modules that grow.
 
@@ -317,6 +333,7 @@ def main(arguments: list[str] | None = None) -> None:
             "nu = 100, every step of the growth scored": whole_run(medians, growing=0.4, scored=1.0),
             "nu = 1000, 128 steps before each event scored": whole_run(medians, growing=0.4, scored=0.128),
         },
+        "parts_ms": bench.parts(sides["IncreLoRA, scored step"]),
         "growth_ms": bench.growth(),
     }
     args.out.mkdir(parents=True, exist_ok=True)
@@ -346,6 +363,9 @@ def markdown(result: dict[str, Any]) -> str:
         )
     lines += ["", "| Whole run, growth over 40 % of training (composed of the steps above) | to LoRA |", "|:--|--:|"]
     lines += [f"| {name} | {ratio:.3f}× |" for name, ratio in result["whole_run_to_lora"].items()]
+    step = result["sides"]["IncreLoRA, scored step"]["step_ms"]
+    lines += ["", "| Part of a scored step | ms | of the step |", "|:--|--:|--:|"]
+    lines += [f"| {name} | {value:.1f} | {value / step:.1%} |" for name, value in result["parts_ms"].items()]
     lines += ["", "| Modules that grow at an event | ms added to the step | largest |", "|:--|--:|--:|"]
     lines += [f"| {n} | {value['median']:.1f} | {value['largest']:.1f} |" for n, value in result["growth_ms"].items()]
     return "\n".join(lines) + "\n"

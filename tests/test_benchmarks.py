@@ -24,4 +24,7 @@ def test_step_time(tmp_path: Path) -> None:
     assert authors["peak_mib"] - lora["peak_mib"] > 12 * 768 * 768 * 4 / 2**20
     scored = {name: side["scored_modules"] for name, side in result["sides"].items() if side["scored_modules"]}
     assert scored == {"IncreLoRA, scored step": 6}
+    # while a step is scored: the reserve (a tenth of a MiB a row) and no more than one update matrix of a module
+    growing = result["sides"]["IncreLoRA, scored step"]["peak_mib"] - lora["peak_mib"]
+    assert growing < 3072 * 768 * 4 / 2**20 + 1
     assert result["sides"]["IncreLoRA, after growth"]["peak_mib"] - lora["peak_mib"] < 3

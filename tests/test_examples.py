@@ -1,13 +1,20 @@
-"""The examples run as they stand."""
+"""The examples, and what README shows of the method, run as they stand."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import peft
 import pytest
+from torch.utils.data import DataLoader
+from transformers import default_data_collator
 
+from increlora import find_tuner
+from tests.conftest import TARGETS
 from tests.study_helpers import ROOT
 
 
@@ -31,3 +38,24 @@ def test_plain_loop(tiny_backbone: Path, capsys: pytest.CaptureFixture[str]) -> 
     score = example("plain_loop").main(["--model", str(tiny_backbone), "--steps", "40"])
     assert 0 <= score <= 1
     assert "gained rank" in capsys.readouterr().out
+
+
+def test_readme(tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to train, one after the other, on another backbone."""
+    monkeypatch.chdir(tmp_path)
+    with_trainer, in_a_loop = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    rows = [{"input_ids": [1, 5 + i % 40, 2], "attention_mask": [1, 1, 1], "labels": i % 2} for i in range(160)]
+    names: dict[str, Any] = {"dataset": rows}
+    exec(with_trainer.replace("microsoft/deberta-v3-base", str(tiny_backbone)), names)
+    ranks = names["model"].rank_distribution()
+    assert sum(ranks.values()) == 2 * len(ranks) == 2 * 12
+    base = names["AutoModelForSequenceClassification"].from_pretrained(str(tiny_backbone), num_labels=2)
+    peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+
+    config = names["IncreLoraConfig"](target_modules=TARGETS, target_r=2, task_type="SEQ_CLS")
+    names["model"] = peft.get_peft_model(names["AutoModelForSequenceClassification"].from_config(base.config), config)
+    names["total"] = 300
+    loader = DataLoader(rows, batch_size=8, collate_fn=default_data_collator)
+    names["batches"] = (batch for _ in range(15) for batch in loader)
+    exec(in_a_loop, names)
+    assert find_tuner(names["model"]).growth["default"].finished

@@ -10,6 +10,8 @@ if BACKBONE:
             lambda wildcards: [] if Path(*BACKBONE).exists() else CHECKED,
         output:
             BACKBONE,
+        message:
+            f"{NAME}: pretraining the backbone (a few minutes)"
         log:
             f"logs/{NAME}/backbone.log",
         conda:

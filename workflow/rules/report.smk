@@ -23,6 +23,8 @@ rule tables:
         RUNS,
         [shown(name, stem, "csv", "Tables") for name, stem in TABLES.items()],
         expand("{stem}.{suffix}", stem=TABLES.values(), suffix=["md", "tex"]),
+    message:
+        f"{NAME}: tables, to results/"
     log:
         f"logs/{NAME}/tables.log",
     conda:
@@ -43,6 +45,8 @@ if FIGURES:
         output:
             [shown(name, stem, "png", "Figures") for name, stem in FIGURES.items()],
             expand("{stem}.{suffix}", stem=FIGURES.values(), suffix=["pdf", "csv"]),
+        message:
+            f"{NAME}: figures, to figures/"
         log:
             f"logs/{NAME}/figures.log",
         conda:

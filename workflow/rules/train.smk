@@ -6,6 +6,8 @@ ONE_RUN = EXECUTION.job == "run"
 rule plan:
     output:
         PLAN,
+    message:
+        f"{NAME}: runs, parameters and hours, to {PLAN}"
     log:
         f"logs/{NAME}/plan.log",
     conda:
@@ -21,6 +23,8 @@ rule plan:
 rule check:
     output:
         touch(CHECKED),
+    message:
+        f"{NAME}: checking budgets and data"
     log:
         f"logs/{NAME}/check.log",
     conda:
@@ -43,6 +47,8 @@ if EXECUTION.job == "method":
                 method_input(METHOD),
             output:
                 method_records(METHOD),
+            message:
+                f"{NAME}: training {METHOD}, {len(method_records(METHOD))} runs"
             log:
                 f"logs/{NAME}/train/{METHOD}.log",
             conda:
@@ -67,6 +73,8 @@ else:
             lambda wildcards: job_input(job_cell(wildcards)),
         output:
             RECORD if ONE_RUN else expand(RECORD, seed=STUDY.seeds, allow_missing=True),
+        message:
+            f"{NAME}: training {{wildcards.method}} on {{wildcards.task}}, budget {{wildcards.budget}}"
         log:
             TRAIN_LOG,
         conda:

@@ -144,6 +144,7 @@ class _Run:
         self.adaptation = self._adapt(ranks)
         self.checkpoint = Checkpoint(settings.digest)
         self.progress = Progress()
+        self.trained_since: tuple[int, list[nn.Parameter]] = (-1, [])  # events so far, parameters that train since
         self.writer = _tensorboard(tensorboard, settings) if self.group.is_first else None
 
     # ------------------------------------------------------------ preparation
@@ -274,8 +275,7 @@ class _Run:
         loss = self._gradients(rows)
         if math.isfinite(loss):
             if max_grad_norm is not None:
-                parameters = [p for p in adaptation.model.parameters() if p.grad is not None]
-                nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+                nn.utils.clip_grad_norm_(self._with_gradient(), max_grad_norm)
             self.progress.step += 1
             adaptation.before_step(self.progress.step)
             optimizer.step()
@@ -283,6 +283,14 @@ class _Run:
             adaptation.after_step(self.progress.step)
             optimizer.zero_grad()
         return loss
+
+    def _with_gradient(self) -> list[nn.Parameter]:
+        """Parameters that have a gradient, in the model's order. Only an event of growth can replace any of them."""
+        events = len(self.adaptation.events())
+        if events != self.trained_since[0]:
+            trained = [p for p in self.adaptation.model.parameters() if p.requires_grad]
+            self.trained_since = (events, trained)
+        return [p for p in self.trained_since[1] if p.grad is not None]
 
     def _peak_memory_mb(self) -> float | None:
         if self.device.type == "cuda":

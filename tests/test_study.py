@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from increlora.training.job import settings_of_seed
 from increlora.training.store import write_record
 from tests.study_helpers import ROOT, SMOKE, fake_record
 
+LOW_RANK = ("lora", "adalora", "increlora")
 CONFIGS = sorted(path for path in (ROOT / "config").glob("*.yaml") if path.stem != "local")
 
 
@@ -34,6 +36,19 @@ def test_shipped_configs_are_right_and_follow_the_schema(path: Path) -> None:
     assert len({run.digest for run in study.runs()}) == len(study.runs()) == len(study.cells()) * len(study.seeds)
     schema = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text())
     jsonschema.validate(json.loads(json.dumps(yaml.safe_load(path.read_text()))), schema)
+
+
+def test_settings_are_selected_on_other_data_with_as_many_trials_for_every_low_rank_method() -> None:
+    shown = load_study(ROOT / "config/config.yaml")
+    trials = load_study(ROOT / "config/config.yaml", ROOT / "config/overlays/selection.yaml")
+    assert trials.data.seed != shown.data.seed and not {*trials.seeds} & {*shown.seeds}
+    assert trials.backbone == shown.backbone
+    tried = {(run.kind, run.method, run.training.learning_rate, run.options.get("lora_alpha")) for run in trials.runs()}
+    count = Counter(kind for kind, *_ in tried)
+    assert count == dict.fromkeys(("full_ft", "bitfit", "hadapter", "padapter"), 4) | dict.fromkeys(LOW_RANK, 8)
+    for kind in count:
+        settings = [setting for k, _, *setting in tried if k == kind]
+        assert len({*map(tuple, settings)}) == len(settings)
 
 
 def test_schema_is_current() -> None:

@@ -51,8 +51,12 @@ class AdaLora(PeftAdaptation):
         config = peft_model.peft_config[_ADAPTER]
         assert isinstance(config, AdaLoraConfig)
         self._config = config
+        get = self.model.get_parameter
         for name in shapes:
-            self.model.get_parameter(f"{name}.ranknum.{_ADAPTER}").requires_grad_(False)
+            get(f"{name}.ranknum.{_ADAPTER}").requires_grad_(False)
+        # A (init_r, in) and B (out, init_r) of every module: PEFT never replaces them
+        self._a: list[Tensor] = [get(f"{name}.lora_A.{_ADAPTER}") for name in shapes]
+        self._b: list[Tensor] = [get(f"{name}.lora_B.{_ADAPTER}") for name in shapes]
         self._events: list[dict[str, Any]] = []
         self._recorded = self.ranks()
 
@@ -100,22 +104,13 @@ class AdaLora(PeftAdaptation):
         """
         if not self._orth_reg_weight:
             return None
-        a, b = self._factors()
-        every = [torch.ones(len(matrix), dtype=torch.bool, device=matrix.device) for matrix in a]
-        return self._orth_reg_weight * orthogonality_loss(a, b, every, "frobenius")
+        every = [torch.ones(len(a), dtype=torch.bool, device=a.device) for a in self._a]
+        return self._orth_reg_weight * orthogonality_loss(self._a, self._b, every, "frobenius")
 
     def orthogonality(self) -> tuple[float, float]:
-        a, b = self._factors()
         active = self.active()
-        masks = [torch.tensor(active[name], device=matrix.device) for name, matrix in zip(self.shapes, a, strict=True)]
-        return orthogonality(a, masks), orthogonality([matrix.T for matrix in b], masks)
-
-    def _factors(self) -> tuple[list[Tensor], list[Tensor]]:
-        """A (init_r, in) and B (out, init_r) of every module."""
-        get = self.model.get_parameter
-        a = [get(f"{name}.lora_A.{_ADAPTER}") for name in self.shapes]
-        b = [get(f"{name}.lora_B.{_ADAPTER}") for name in self.shapes]
-        return list[Tensor](a), list[Tensor](b)
+        masks = [torch.tensor(active[name], device=a.device) for name, a in zip(self.shapes, self._a, strict=True)]
+        return orthogonality(self._a, masks), orthogonality([b.T for b in self._b], masks)
 
     # Counts
 

@@ -92,18 +92,14 @@ def _run(options: argparse.Namespace) -> int:
     from increlora.training.job import Meter, run_job
 
     study = _study(options)
-    wanted = {
-        name: getattr(options, name) for name in ("task", "method", "budget") if getattr(options, name) is not None
-    }
-    cells = [cell for cell in study.cells() if all(getattr(cell, name) == value for name, value in wanted.items())]
-    if not cells:
-        for name in ("task", "method"):
-            known = dict.fromkeys(getattr(cell, name) for cell in study.cells())
-            if wanted.get(name, next(iter(known))) not in known:
-                raise unknown(f"--{name}", wanted[name], known)
-        same = {name: value for name, value in wanted.items() if name != "budget"}
-        similar = [c.label for c in study.cells() if all(getattr(c, name) == value for name, value in same.items())]
-        raise ConfigError("--budget", f"no cell has {wanted}; allowed: {', '.join(similar)}")
+    cells = list(study.cells())
+    for name in ("task", "method", "budget"):
+        known = dict.fromkeys(getattr(cell, name) for cell in cells)
+        wanted = getattr(options, name) or list(known)
+        for value in wanted:
+            if value not in known:
+                raise unknown(f"--{name}", value, known)
+        cells = [cell for cell in cells if getattr(cell, name) in wanted]
     seeds = options.seed or study.seeds
     meter = Meter(len(cells) * len(seeds))
     failed = []
@@ -236,9 +232,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     run = command("run", _run, "train runs of a study by name", config=True, records=True)
-    run.add_argument("--task", help="only this task")
-    run.add_argument("--method", help="only this method variant")
-    run.add_argument("--budget", type=int, help="only this average rank, or bottleneck width")
+    run.add_argument("--task", nargs="+", help="only these tasks")
+    run.add_argument("--method", nargs="+", help="only these method variants")
+    run.add_argument("--budget", type=int, nargs="+", help="only these average ranks, or bottleneck widths")
     run.add_argument("--seed", type=int, nargs="+", help="these seeds (the study's)")
 
     pretrain = command("pretrain", _pretrain, "pretrain a study's own backbone", config=True)

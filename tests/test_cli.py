@@ -99,7 +99,7 @@ def test_run_by_name(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["run", str(SMOKE), "--task", "rte", "--method", "lora", "--budget", "2", "--seed", "0", *records]) == 0
     assert (tmp_path / "smoke/rte/lora/2/seed0.json").exists()
     assert main(["run", str(SMOKE), "--task", "rte", "--method", "lora", "--budget", "9", "--seed", "0", *records]) == 2
-    assert "'budget': 9}; allowed: rte/lora/2, rte/lora/3" in capsys.readouterr().err
+    assert "--budget: 9 is unknown; allowed: 2, 3" in capsys.readouterr().err
     assert main(["run", str(SMOKE), "--task", "rte", "--method", "lorra", "--seed", "0"]) == 2
     assert "did you mean 'lora'" in capsys.readouterr().err
 

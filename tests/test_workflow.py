@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from increlora.study.config import load_study, merge, read_config
+from increlora.study.expand import variant
 from increlora.training.store import write_record
 from tests.study_helpers import ROOT, SMOKE, fake_record
 
@@ -99,7 +100,8 @@ def test_the_default_study_is_config_yaml(bare: Path) -> None:
     assert done.returncode == 0
     default = load_study(ROOT / "config/config.yaml")
     found = jobs(bare, "config/config.yaml")
-    assert {rule.removeprefix("train_") for rule in found if rule.startswith("train")} == set(default.methods)
+    kinds = {variant(default, method).kind for method in default.methods}
+    assert {rule.removeprefix("train_") for rule in found if rule.startswith("train")} == kinds
     by_cell = jobs(bare, "config/config.yaml", more=("--config", "execution={job: cell}"))
     assert by_cell["train"] == len(default.cells())
 

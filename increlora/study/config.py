@@ -108,8 +108,8 @@ class Execution(_Block):
     """How the workflow packs runs into jobs. Nothing here changes a result."""
 
     job: Literal["method", "cell", "run"] = "cell"
-    """`method`: one job per method variant, all its runs in one process, which starts up once (for runs of seconds).
-    `cell`: one job per task, method and budget, all seeds in one process. `run`: one job per seed."""
+    """`method`: one job per kind of method with all runs of its variants in one process, which starts up once (for runs
+    of seconds). `cell`: one job per task, method and budget, all seeds in one process. `run`: one job per seed."""
     gpu: int = Field(default=1, ge=0)
     """GPUs that a training job asks for; 0 for a study that is meant for CPUs."""
     threads: int = Field(default=1, ge=1)

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0
 EVALUATION_BATCH = 128
-NOTED_POINTS = 60
+NOTED_POINTS = 30
 
 
 @dataclass

@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 
 from increlora.errors import ConfigError
 from increlora.study.config import Study, merge, overrides, read_config
-from increlora.study.expand import artefact_cells, backbone_path, cell_settings, sources
+from increlora.study.expand import artefact_cells, backbone_path, cell_settings, sources, variant
 from increlora.study.verify import finished
 from increlora.training.settings import budget_label
 
@@ -72,14 +72,22 @@ def job_input(cell):
     return [CHECKED, *map(str, workflow.configfiles), *BACKBONE, *job_sources(cell)]
 
 
-def method_records(method):
-    """Paths of all records of a method variant."""
-    return [path for cell in CELLS.values() if cell.method == method for path in records(cell)]
+def variants_by_kind():
+    """The study's method variants by the method that they are variants of."""
+    kinds = {}
+    for method in dict.fromkeys(cell.method for cell in CELLS.values()):
+        kinds.setdefault(variant(STUDY, method).kind, []).append(method)
+    return kinds
 
 
-def method_input(method):
-    """What the one job of a method variant has to wait for."""
-    needed = [path for cell in CELLS.values() if cell.method == method for path in job_input(cell)]
+def variants_records(methods):
+    """Paths of all records of some method variants."""
+    return [path for cell in CELLS.values() if cell.method in methods for path in records(cell)]
+
+
+def variants_input(methods):
+    """What the one job of some method variants has to wait for."""
+    needed = [path for cell in CELLS.values() if cell.method in methods for path in job_input(cell)]
     return list(dict.fromkeys(needed))
 
 

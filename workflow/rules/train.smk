@@ -38,33 +38,33 @@ rule check:
 
 if EXECUTION.job == "method":
 
-    for METHOD in dict.fromkeys(cell.method for cell in CELLS.values()):
+    for KIND, VARIANTS in variants_by_kind().items():
 
         rule:
             name:
-                f"train_{METHOD}"
+                f"train_{KIND}"
             input:
-                method_input(METHOD),
+                variants_input(VARIANTS),
             output:
-                method_records(METHOD),
+                variants_records(VARIANTS),
             message:
-                f"{NAME}: training {METHOD}, {len(method_records(METHOD))} runs"
+                f"{NAME}: training {KIND}, {len(variants_records(VARIANTS))} runs"
             log:
-                f"logs/{NAME}/train/{METHOD}.log",
+                f"logs/{NAME}/train/{KIND}.log",
             conda:
                 "../envs/increlora.yaml"
             threads: EXECUTION.threads
             resources:
                 gpu=EXECUTION.gpu,
                 mem_mb=EXECUTION.mem_mb,
-                runtime=EXECUTION.runtime * len(method_records(METHOD)),
+                runtime=EXECUTION.runtime * len(variants_records(VARIANTS)),
             params:
                 # depends on `output` in form only: such a parameter is not compared, the digests below are
                 config=lambda wildcards, output: config_arguments(),
-                method=METHOD,
-                runs=[run.digest for run in STUDY.runs() if run.method == METHOD],
+                methods=VARIANTS,
+                runs=[run.digest for run in STUDY.runs() if run.method in VARIANTS],
             shell:
-                "python -m increlora --quiet run {params.config} --method {params.method} 2>&1 | tee {log}"
+                "python -m increlora --quiet run {params.config} --method {params.methods} 2>&1 | tee {log}"
 
 else:
 

@@ -1,7 +1,7 @@
 """IncreLoRA as a PEFT tuner.
 
 Read in this order: ``config``, ``layer``, ``importance``, ``allocation``, ``growth``, ``regulariser``, ``optimizer``,
-``model``, ``state``, ``callback``, ``export``, ``find_ranks``. Names are loaded on first use.
+``model``, ``state``, ``callback``, ``export``, ``rank_search``. Names are loaded on first use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EXPORTS = {
     "create_optimizer": "optimizer",
     "export_lora": "export",
     "find_allocator": "growth",
-    "find_ranks": "find_ranks",
+    "find_ranks": "rank_search",
     "find_tuner": "model",
     "lora_config": "export",
 }

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from .config import IncreLoraConfig
 from .errors import ConfigError
 
-FORGOTTEN = 0.85**32
-"""Weight in the smoothed importance (0.0055) below which a step does not change which modules are chosen: 32 steps of
+FORGOTTEN = 0.85**64
+"""Weight in the smoothed importance (3e-5) below which a step does not change which modules are chosen: 64 steps of
 smoothing with 0.85 chose what scoring every step chose in all recorded runs (tests/tuner/test_window.py)."""
 
 

@@ -76,7 +76,7 @@ class IncreLoraConfig(PeftConfig):
         score_reduction: ``"mean"`` over the entries of ``|dW * grad(dW)|`` (paper); ``"sum_sqrt"``: sum divided by the
             square root of their number (authors' code), which favours large matrices.
         score_window: score only so many steps before each event, or ``"all"``. ``None``: as many as the smoothing
-            remembers (32 at 0.85), which chooses the modules that scoring every step chooses.
+            remembers (64 at 0.85), which chooses the modules that scoring every step chooses.
         score_first_step: score the very first step; the authors' code counts it as 0.
         orth_reg_weight: coefficient of the orthogonality regulariser (paper: 0.1; 0.3 on RTE and STS-B).
         orth_reg: ``"squared"``: sum over modules of ``||A A^T - I||_F^2 + ||B^T B - I||_F^2`` (paper); ``"frobenius"``:

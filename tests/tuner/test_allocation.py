@@ -12,8 +12,8 @@ from increlora.tuner.config import IncreLoraConfig
 
 
 def test_the_default_window_is_what_smoothing_remembers() -> None:
-    assert score_window(IncreLoraConfig()) == 32
-    assert score_window(IncreLoraConfig(beta1=0.9, beta2=0.8)) == 50
+    assert score_window(IncreLoraConfig()) == 64
+    assert score_window(IncreLoraConfig(beta1=0.9, beta2=0.8)) == 99
     assert score_window(IncreLoraConfig(score_window=7)) == 7
     assert score_window(IncreLoraConfig(score_window="all")) is None
     assert score_window(IncreLoraConfig.from_preset("code")) is None

@@ -42,6 +42,7 @@ from increlora.training.settings import Backbone, Data, RunSettings
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+
 class Machine(NamedTuple):
     """What the estimate assumes of one device."""
 
@@ -195,7 +196,8 @@ def estimate_seconds(settings: RunSettings, size: Size, machine: Machine) -> flo
     steps = training.steps(train_rows).total
     tokens = min(task.tokens, training.max_length)
     step = max(
-        method.passes * size.active * tokens * training.batch_size / machine.flops, size.layers * machine.seconds_per_layer
+        method.passes * size.active * tokens * training.batch_size / machine.flops,
+        size.layers * machine.seconds_per_layer,
     )
     evaluations = steps // training.eval_steps if training.eval_steps else math.ceil(training.epochs)
     evaluation = 2 * size.active * tokens * eval_rows / machine.flops

@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime
 import logging
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -369,11 +368,12 @@ class _Run:
         values = metrics.compute(task.name, predictions, self.labels)
         constant = all(len(set(guess)) == 1 for guess in predictions.values())
         ranks = self.adaptation.ranks()
+        score = task.score(values)
         entry = {
             "step": progress.step,
             "epoch": round(progress.step / self.per_epoch, 4),
             "train_loss": statistics.fmean(progress.losses) if progress.losses else None,
-            "score": task.score(values),
+            "score": score,
             "metrics": values,
             "total_rank": sum(ranks.values()) if ranks is not None else None,
             "trainable": self.adaptation.parameters().trainable,
@@ -381,10 +381,10 @@ class _Run:
         progress.losses = []
         progress.history.append(entry)
         progress.last = {**entry, "predictions": predictions, "constant": constant}
-        if progress.best is None or task.is_better(entry["score"], progress.best["score"]):
+        if progress.best is None or task.is_better(score, progress.best["score"]):
             progress.best = progress.last
         if self.writer is not None:
-            self.writer.add_scalar("evaluation/score", entry["score"], progress.step)
+            self.writer.add_scalar("evaluation/score", score, progress.step)
 
     def _note_orthogonality(self) -> None:
         """Record the curves of Figure 5 for methods that have such factors."""

@@ -21,6 +21,7 @@ from increlora.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
 
+
 class Store:
     """Finished runs in one folder, one file per digest.
 

@@ -99,7 +99,7 @@ _BERT = {
 _DEBERTA = {**_BERT, **{name: f"{_BERT[name]}_proj" for name in ("W_q", "W_k", "W_v")}}
 _MPNET = {f"W_{letter}": f"attention.attn.{letter}" for letter in "qkvo"}
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         _bert_like("deberta-v2", attention=_DEBERTA),  # and v3

@@ -6,7 +6,6 @@ study does not have (any more) are left out with a warning.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -18,6 +17,8 @@ import pandas as pd
 
 from increlora.errors import IncreLoraError
 from increlora.glue.tasks import TASKS
+from increlora.training import record as record_model
+from increlora.training.record import RecordError
 from increlora.training.settings import budget_label
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = ("best", "last")
-STATUSES = ("completed", "collapsed", "diverged")
 COST = ("peak_trainable", "optimizer_state", "peak_memory_mb", "step_ms", "train_seconds", "wall_seconds")
 COLUMNS = (
     *("study", "task", "method", "title", "kind", "budget", "seed", "status", "reason", "digest", "stale"),
@@ -36,13 +36,6 @@ COLUMNS = (
     *("device", "threads", "commit"),
 )
 DECIMALS = {"value": 4, "deviation": 4, "peak_memory_mb": 1, "step_ms": 2, "train_seconds": 1, "wall_seconds": 1}
-
-
-class RecordError(IncreLoraError):
-    """A record cannot be read as one."""
-
-    def __init__(self, path: Path, message: str):
-        super().__init__(f"{path}: {message}; delete the file and run again to make it anew")
 
 
 @dataclass(frozen=True)
@@ -57,49 +50,20 @@ class Records:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """One record, checked for what the report reads.
+    """One record as plain data.
 
     Raises:
         RecordError: names the file and what is wrong with it.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecordError(path, f"not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise RecordError(path, "not a JSON object")
-    for block in ("run", "score", "parameters", "cost", "provenance"):
-        if not isinstance(record.get(block), dict):
-            raise RecordError(path, f"block '{block}' is missing")
+        record = record_model.read_record(path).model_dump(mode="json")
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}; delete the file and run again to make it anew") from None
     run = record["run"]
-    for key in ("study", "task", "method", "kind", "budget", "seed", "digest", "status"):
-        if key not in run:
-            raise RecordError(path, f"field 'run.{key}' is missing")
-    if run["task"] not in TASKS:
-        raise RecordError(path, f"run.task {run['task']!r} is no GLUE task")
-    if run["status"] not in STATUSES:
-        raise RecordError(path, f"run.status {run['status']!r} is none of {', '.join(STATUSES)}")
     place = f"{run['study']}/{run['task']}/{run['method']}/{budget_label(run['budget'])}/seed{run['seed']}.json"
     if not path.as_posix().endswith(place):
-        raise RecordError(path, f"the record is that of {place}")
-    for checkpoint in CHECKPOINTS:
-        _check_score(path, run, checkpoint, record["score"].get(checkpoint))
+        raise RecordError(f"{path}: the record is that of {place}; delete the file and run again to make it anew")
     return record
-
-
-def _check_score(path: Path, run: Mapping[str, Any], checkpoint: str, entry: Any) -> None:
-    name = f"score.{checkpoint}"
-    if not isinstance(entry, dict):
-        if entry is None and run["status"] == "diverged":
-            return
-        raise RecordError(path, f"'{name}' is missing")
-    metrics = entry.get("metrics") or {}
-    for key in TASKS[run["task"]].metrics:
-        value = metrics.get(key)
-        if value is None and run["status"] != "completed":
-            continue
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise RecordError(path, f"'{name}.metrics.{key}' is {value!r}, not a number")
 
 
 def read_all(records_root: str | Path, study: Study) -> Records:

@@ -141,7 +141,8 @@ def _shared(
 def _row_budgets(study: Study, field: str, method: str, budgets: tuple[int, ...] | None) -> None:
     from increlora.methods import registry
 
-    unit = registry.METHODS[variant(study, method).kind].budget_name
+    budget = registry.METHODS[variant(study, method).kind].budget
+    unit = budget and budget.name
     if unit is None and budgets:
         raise ConfigError(f"{field}.budgets", f"got {list(budgets)}: {method!r} has no budget; remove the field")
     if unit is not None and not budgets:

@@ -50,7 +50,7 @@ class Variant(NamedTuple):
     def takes_budget(self) -> bool:
         from increlora.methods import registry
 
-        return registry.METHODS[self.kind].budget_name is not None
+        return registry.METHODS[self.kind].budget is not None
 
 
 def variant(study: Study, name: str) -> Variant:

@@ -33,21 +33,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from increlora.errors import ConfigError
 from increlora.glue.tasks import TASKS
+from increlora.methods.families import position_limit
+from increlora.methods.registry import METHODS
 from increlora.study.config import Study, pretrain_settings
 from increlora.study.expand import Cell, artefact_cells
-from increlora.training.settings import Backbone, Data, RunSettings, Training
+from increlora.training.settings import Backbone, Data, RunSettings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-TOKENS = {"mnli": 43, "sst2": 14, "cola": 13, "qqp": 33, "qnli": 52, "rte": 75, "mrpc": 57, "stsb": 31}
-"""Mean tokens of a training example (words and punctuation marks times 1.15, and special tokens)."""
-
-EVAL_ROWS = dict(mnli=19_647, sst2=872, cola=1_043, qqp=40_430, qnli=5_463, rte=277, mrpc=408, stsb=1_500)  # noqa: C408
-"""Official rows of all evaluation splits of a task."""
-
-OVERHEAD = {"adalora": 1.09, "increlora": 1.09}
-"""Step time as a multiple of LoRA's."""
 
 
 class Machine(NamedTuple):
@@ -123,28 +116,20 @@ def check(study: Study) -> None:
     """
     from increlora.methods import registry
     from increlora.methods.base import target_shapes
-    from increlora.methods.counts import meta_model
-    from increlora.methods.plan import TrainingPlan
+    from increlora.methods.families import target_modules
+    from increlora.methods.registry import meta_model
 
     config = architecture(study.backbone)
-    shapes = target_shapes(meta_model(config), study.backbone.target_modules)
+    shapes = target_shapes(meta_model(config), target_modules(config.model_type, study.backbone.target_modules))
     rows = {task: _train_rows(task, study.data) for task in dict.fromkeys(cell.task for cell in study.cells())}
     for cell in study.cells():
         settings = study.settings(cell.task, cell.method, cell.budget, cell.seeds[0])
-        steps = steps_of(settings.training, rows[cell.task])
-        _check_training(settings, steps, config)
-        training = TrainingPlan(
-            total_steps=steps,
-            warmup_steps=warmup_of(settings.training, steps),
-            learning_rate=settings.training.learning_rate,
-            weight_decay=settings.training.weight_decay,
-            seed=settings.seed,
-            gradient_accumulation=settings.training.gradient_accumulation,
-        )
+        recipe = settings.recipe(rows[cell.task])
+        _check_training(settings, recipe.total_steps, config)
         field = f"methods.{cell.method}"
         options = registry.validate_options(settings.kind, settings.options, f"{field}.options")
         try:
-            registry.check_budget(settings.kind, cell.budget, options, training, shapes, f"{field}.options")
+            registry.check_budget(settings.kind, cell.budget, options, recipe, shapes, f"{field}.options")
         except ConfigError as error:
             name = error.field if error.field.startswith(field) else f"{field} ({error.field})"
             raise ConfigError(name, f"{str(error).partition(': ')[2]} [{cell.label}]") from None
@@ -153,7 +138,7 @@ def check(study: Study) -> None:
 def _train_rows(task: str, data: Data) -> int:
     """Training rows: of a local folder those that are there, otherwise as far as the config tells."""
     if data.source != "local":
-        return rows_of(task, data)[0]
+        return data.rows(TASKS[task])[0]
     from increlora.glue.loading import load_task
 
     return len(load_task(task, **data.model_dump()).train)
@@ -162,13 +147,13 @@ def _train_rows(task: str, data: Data) -> int:
 def _check_training(settings: RunSettings, steps: int, config: PretrainedConfig) -> None:
     """Refuse a training that never reaches its learning rate, and sequences that the backbone has no positions for."""
     training, field = settings.training, f"methods.{settings.method}.training"
-    warmup = warmup_of(training, steps)
+    warmup = settings.recipe(_train_rows(settings.task, settings.data)).warmup_steps
     if warmup >= steps:
         raise ConfigError(
             f"{field}.warmup_steps", f"{warmup} leave none of the {steps} training steps [{settings.label}]"
         )
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest and training.max_length > longest and getattr(config, "position_biased_input", True):
+    longest = position_limit(config)
+    if longest and training.max_length > longest:
         allowed = f"allowed: up to {longest}, the positions of {settings.backbone.name!r}"
         raise ConfigError(f"{field}.max_length", f"got {training.max_length}; {allowed} [{settings.label}]")
 
@@ -203,41 +188,20 @@ def _architecture(backbone: Backbone) -> PretrainedConfig:
         raise ConfigError("backbone.name", f"got {backbone.name!r}: its config cannot be read ({reason})") from None
 
 
-def rows_of(task: str, data: Data) -> tuple[int, int]:
-    """Training rows, and evaluation rows over all evaluation splits, as far as the config tells."""
-    train, evaluation = TASKS[task].train_rows, EVAL_ROWS[task]
-    splits = len(TASKS[task].eval_splits)
-    if data.source == "builtin":
-        from increlora.glue.corpus import DEFAULT_ROWS
-
-        train, per_split = DEFAULT_ROWS[task]
-        return data.train_rows or train, (data.eval_rows or per_split) * splits
-    return min(train, data.train_rows or train), min(evaluation, (data.eval_rows or evaluation) * splits)
-
-
-def steps_of(training: Training, rows: int) -> int:
-    """Optimizer steps of one run."""
-    return training.max_steps or math.ceil(training.epochs * math.ceil(rows / training.batch_size))
-
-
-def warmup_of(training: Training, steps: int) -> int:
-    """Warmup steps of one run of so many steps."""
-    return math.ceil(training.warmup_ratio * steps) if training.warmup_steps is None else training.warmup_steps
-
-
 def estimate_seconds(settings: RunSettings, size: Size, machine: Machine) -> float:
     """Estimated seconds of one run on a device (see the module's docstring)."""
     training = settings.training
-    train_rows, eval_rows = rows_of(settings.task, settings.data)
-    steps = steps_of(training, train_rows)
-    tokens = min(TOKENS[settings.task], training.max_length)
-    passes = 6 if settings.kind == "full_ft" else 4
+    task, method = TASKS[settings.task], METHODS[settings.kind]
+    train_rows, eval_rows = settings.data.rows(task)
+    steps = training.steps(train_rows).total
+    tokens = min(task.tokens, training.max_length)
     step = max(
-        passes * size.active * tokens * training.batch_size / machine.flops, size.layers * machine.seconds_per_layer
+        method.passes * size.active * tokens * training.batch_size / machine.flops,
+        size.layers * machine.seconds_per_layer,
     )
     evaluations = steps // training.eval_steps if training.eval_steps else math.ceil(training.epochs)
     evaluation = 2 * size.active * tokens * eval_rows / machine.flops
-    return steps * step * OVERHEAD.get(settings.kind, 1.0) + evaluations * evaluation
+    return steps * step * method.overhead + evaluations * evaluation
 
 
 def write_csv(rows: Iterable[PlanRow], path: str | Path) -> None:
@@ -269,7 +233,7 @@ def as_text(rows: list[PlanRow]) -> str:
 
 
 def _size(backbone: Backbone) -> Size:
-    from increlora.methods.counts import meta_model
+    from increlora.methods.registry import meta_model
 
     config = architecture(backbone)
     parameters = meta_model(config).named_parameters()
@@ -278,7 +242,7 @@ def _size(backbone: Backbone) -> Size:
 
 
 def _row(study: Study, cells: list[Cell], shown: dict[str, tuple[Cell, ...]], size: Size, machine: Machine) -> PlanRow:
-    from increlora.methods.counts import count
+    from increlora.methods.registry import count
 
     method, budget = cells[0].method, cells[0].budget
     runs = [study.settings(cell.task, method, budget, seed) for cell in cells for seed in cell.seeds]
@@ -289,7 +253,7 @@ def _row(study: Study, cells: list[Cell], shown: dict[str, tuple[Cell, ...]], si
         artefacts=" ".join(name for name, members in shown.items() if set(members) & set(cells)),
         tasks=len(cells),
         runs=len(runs),
-        steps=sum(steps_of(run.training, rows_of(run.task, run.data)[0]) for run in runs),
+        steps=sum(run.training.steps(run.data.rows(TASKS[run.task])[0]).total for run in runs),
         parameters=count(runs[0].kind, budget, size.config, study.backbone.target_modules).trainable,
         hours=sum(estimate_seconds(run, size, machine) for run in runs) / 3600,
         machine=machine.name,

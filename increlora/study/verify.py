@@ -6,14 +6,13 @@ look inside. `verify` looks inside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from increlora.study.config import Study
 from increlora.study.expand import Cell
-from increlora.training.settings import PROTOCOL, RunSettings
-from increlora.training.store import RecordError, read_record
+from increlora.training.record import is_finished, state
+from increlora.training.settings import RunSettings
 
 Status = Literal["ok", "stale", "missing", "unreadable", "protocol"]
 
@@ -43,40 +42,9 @@ def unexpected(study: Study, records_root: str | Path = "results/runs") -> list[
 def finished(study: Study, cell: Cell, records_root: str | Path = "results/runs") -> bool:
     """Whether every record of a cell is there and is that of its settings."""
     runs = (study.settings(cell.task, cell.method, cell.budget, seed) for seed in cell.seeds)
-    return all(_compare(settings, settings.record_path(records_root)).status == "ok" for settings in runs)
+    return all(is_finished(settings, settings.record_path(records_root)) for settings in runs)
 
 
 def _compare(settings: RunSettings, path: Path) -> Finding:
-    if not path.exists():
-        return Finding(settings, path, "missing")
-    try:
-        stored = read_record(path)["run"]
-    except RecordError as error:
-        return Finding(settings, path, "unreadable", str(error))
-    if stored["settings"]["protocol"] != PROTOCOL:
-        return Finding(settings, path, "protocol", f"protocol {stored['settings']['protocol']}, now {PROTOCOL}")
-    if stored["digest"] != settings.digest:
-        changes = "; ".join(differences(stored["settings"], settings.model_dump(mode="json")))
-        return Finding(settings, path, "stale", changes)
-    return Finding(settings, path, "ok")
-
-
-def differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """The fields in which two settings differ, as ``field: recorded -> wanted``; local paths do not count."""
-    old, new = dict(_flat(recorded)), dict(_flat(wanted))
-    ignored = {"study", "method", "backbone.path", "data.path"}
-    fields = [field for field in {**old, **new} if field not in ignored]
-    missing = object()
-    return [
-        f"{field}: {old.get(field, 'unset')!r} -> {new.get(field, 'unset')!r}"
-        for field in fields
-        if old.get(field, missing) != new.get(field, missing)
-    ]
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    found = state(settings, path)
+    return Finding(settings, path, found.status, found.detail)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from increlora.glue import corpus
+from increlora.training import checksums
 from increlora.training.pretrain_settings import CHARACTERS, SPECIAL_TOKENS, PretrainSettings
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,11 @@ def pretrain(settings: PretrainSettings, out: Path, *, progress: bool = True) ->
 
 
 def build_tokenizer(texts: list[list[str]], vocab_size: int, max_length: int) -> Any:
-    """A WordPiece tokenizer of the words of ``texts``, most frequent first; any other word is spelled in characters."""
+    """A WordPiece tokenizer of the words of ``texts``, most frequent first; any other word is spelled in characters.
+
+    The vocabulary is counted here because no trainer of `tokenizers` gives whole words and keeps punctuation marks that
+    are single characters at their place: another order of the entries is another backbone.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -351,13 +356,13 @@ class PretrainingModel(nn.Module):
 
 def _word_loss(logits: Tensor, target: Tensor) -> Tensor:
     if not len(target):
-        return logits.sum()  # of nothing: zero
+        return logits.sum()  # an empty sum, 0
     return nn.functional.cross_entropy(logits, target)
 
 
 def _binary_loss(logits: Tensor, target: Tensor) -> Tensor:
     if not len(target):
-        return logits.sum()  # of nothing: zero
+        return logits.sum()  # an empty sum, 0
     return nn.functional.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
 
 
@@ -453,6 +458,7 @@ def _write(
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         folder.chmod(0o755)
+        checksums.write(folder)
         if out.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
             out.rename(old / out.name)

@@ -1,7 +1,7 @@
 """increlora: IncreLoRA (arXiv 2308.12043) as a PEFT method, and the study that reproduces its paper.
 
-Importing it registers the method with PEFT: at once if PEFT is loaded already, otherwise when it is. Names are loaded on
-first use, so that light commands stay light::
+Importing it registers the method with PEFT: at once if PEFT is loaded already, otherwise when it is. Names are loaded
+on first use, so that light commands stay light::
 
     from increlora import IncreLoraConfig, IncreLoraCallback, create_optimizer, export_lora
 """

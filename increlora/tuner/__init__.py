@@ -41,7 +41,7 @@ def __getattr__(name: str) -> Any:
 def register() -> None:
     """Make PEFT know the method under the type ``INCRELORA``.
 
-    ``peft.utils.register_peft_method`` only takes members of the enum ``PeftType``; these dictionaries are what it fills.
+    ``peft.utils.register_peft_method`` only takes members of the enum ``PeftType``; it fills these dictionaries.
 
     Does nothing while a module of this package is itself being imported; a config registers when it is made.
 

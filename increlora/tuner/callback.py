@@ -28,9 +28,9 @@ class IncreLoraCallback(TrainerCallback):
 
         trainer = Trainer(model=model, args=args, train_dataset=data, callbacks=[IncreLoraCallback()])
 
-    It tells the allocators how long training lasts and calls ``update_and_allocate`` before every optimizer step. Where
-    ``optim`` is AdamW (the default), :class:`IncreLoraAdamW` takes its place; any other optimizer is used as it is, with
-    a warning that says what is then not exact. Schedules of every kind work.
+    It tells the allocators how long training lasts and calls ``update_and_allocate`` before every optimizer step.
+    Where ``optim`` is AdamW (the default), :class:`IncreLoraAdamW` takes its place; any other optimizer is used as it
+    is, with a warning that says what is then not exact. Schedules of every kind work.
 
     What it logs beside the Trainer's own values, also to TensorBoard: ``increlora/total_rank``, ``increlora/budget``,
     ``increlora/penalty`` (the weighted regulariser, which is not in the loss), ``increlora/youngest_lr`` (learning rate
@@ -61,8 +61,8 @@ class IncreLoraCallback(TrainerCallback):
             self._optimizer.schedule = RestartedWarmup.of(_unwrap(kwargs["lr_scheduler"]), warmup)
         elif any(not allocator.finished for allocator in self._allocators):
             warnings.warn(
-                f"{type(self._optimizer).__name__} keeps one step count and one learning rate per tensor: ranks grow, but "
-                "components born at an event have neither a warmup nor a bias correction of their own. "
+                f"{type(self._optimizer).__name__} keeps one step count and one learning rate per tensor: ranks grow, "
+                "but components born at an event have neither a warmup nor a bias correction of their own. "
                 "optim='adamw_torch' is exact",
                 stacklevel=2,
             )
@@ -73,7 +73,7 @@ class IncreLoraCallback(TrainerCallback):
                 allocator.regulariser.loss_scale = scaler.get_scale
             allocator.step = state.global_step
             allocator.set_total_steps(state.max_steps, warmup)
-        if "tensorboard" in args.report_to and state.is_world_process_zero:
+        if "tensorboard" in (args.report_to or ()) and state.is_world_process_zero:
             self._tensorboard = TensorBoardCallback()
             self._tensorboard.on_train_begin(args, state, control)
 

@@ -92,8 +92,8 @@ class IncreLoraConfig(PeftConfig):
         restart_warmup: give parameters that start to train at an event a warmup of their own (paper, section 3).
         reserve_lambda: value of lambda in the reserve, and where a promoted one starts (paper, section 3: 1e-5).
         lambda_lr_ratio: learning rate of lambda divided by that of A and B. 1 (paper). ``"width"``:
-            ``sqrt(out_features)`` per module, with which an update of lambda moves ``dW`` as far as an update of LoRA's B
-            does once b has unit norm, where the regulariser drives it. `IncreLoraAdamW` applies it.
+            ``sqrt(out_features)`` per module, with which an update of lambda moves ``dW`` as far as an update of LoRA's
+            B does once b has unit norm, where the regulariser drives it. `IncreLoraAdamW` applies it.
         init_std: standard deviation of the Gaussian init of a and b (authors' code: 0.02).
         init_weights: ``True``: lambda starts at 0, so the initial update is 0; ``False``: at random values, for tests.
         bias: biases that train too: ``"none"``, ``"all"`` or ``"increlora_only"`` (of the adapted modules).
@@ -202,8 +202,8 @@ class IncreLoraConfig(PeftConfig):
         if self.target_parameters:
             raise ConfigError(
                 "target_parameters",
-                f"got {self.target_parameters!r}, but IncreLoRA adapts modules only: for the experts of a mixture, whose "
-                "weights are one parameter, use PEFT's LoRA",
+                f"got {self.target_parameters!r}, but IncreLoRA adapts modules only: for the experts of a mixture, "
+                "whose weights are one parameter, use PEFT's LoRA",
             )
 
     @property

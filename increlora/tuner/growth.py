@@ -213,8 +213,8 @@ class RankAllocator:
         known_scale = self.regulariser.loss_scale()
         if loss_scale is not None and loss_scale != known_scale and self.regulariser.weight:
             raise IncreLoraError(
-                f"loss_scale is {loss_scale}, but the regulariser's gradient has been scaled by {known_scale}: give the "
-                "GradScaler to create_optimizer(..., scaler=scaler)"
+                f"loss_scale is {loss_scale}, but the regulariser's gradient has been scaled by {known_scale}: give "
+                "the GradScaler to create_optimizer(..., scaler=scaler)"
             )
         self._allocated = True
         before, self.step = self.step, global_step
@@ -309,8 +309,8 @@ class RankAllocator:
         """A backward pass has begun that is the first of its optimizer step."""
         if not self._allocated and not self.finished:
             self._say(
-                "ranks do not grow, because nobody calls update_and_allocate(step) after the backward pass: call it, add "
-                "IncreLoraCallback to the Trainer, or set target_r=None"
+                "ranks do not grow, because nobody calls update_and_allocate(step) after the backward pass: call it, "
+                "add IncreLoraCallback to the Trainer, or set target_r=None"
             )
         if not self._allocated:
             for layer in self.layers.values():
@@ -414,8 +414,9 @@ class RankAllocator:
         if room < highest and not self._can_resize():
             if layer.rank(self.adapter) + self.config.ranks_per_event > room:
                 self._say(
-                    f"{name} counts as full at rank {layer.rank(self.adapter)}: its storage cannot be enlarged, because "
-                    "several processes or an optimizer of a fixed layout hold it; set max_r to allocate more from the start"
+                    f"{name} counts as full at rank {layer.rank(self.adapter)}: its storage cannot be enlarged, "
+                    "because several processes or an optimizer of a fixed layout hold it; set max_r to allocate more "
+                    "from the start"
                 )
             return room
         return highest

@@ -43,7 +43,7 @@ class _Tap(torch.autograd.Function):
 
 
 def tap(output: Tensor, inputs: Tensor, receiver: Tensor) -> Tensor:
-    """Return ``output`` (..., out) unchanged; its gradient times ``inputs`` (..., in) reaches ``receiver`` (out, in)."""
+    """``output`` (..., out) unchanged; its gradient times ``inputs`` (..., in) reaches ``receiver`` (out, in)."""
     return _Tap.apply(output, inputs, receiver)
 
 

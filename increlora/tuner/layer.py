@@ -5,9 +5,9 @@ Components are rows of A and columns of B. A growing module has storage for more
     active (rank)  |  reserve (advance learning)  |  spare
     lambda trains  |  lambda fixed at 1e-5        |  all zero
 
-so growth only moves the borders: no Parameter is replaced, and whoever holds one (optimizers, wrappers, compiled code)
-need not know. The forward pass uses the coefficients ``c = s * lambda`` on active rows, ``s * 1e-5`` on reserve rows and
-0 on spare ones; the gradient of a spare row is therefore exactly 0, and so is that of the reserve's lambda.
+so growth only moves the borders: no Parameter is replaced, and whoever holds one (optimizers, wrappers, compiled
+code) need not know. The forward pass uses the coefficients ``c = s * lambda`` on active rows, ``s * 1e-5`` on reserve
+rows and 0 on spare ones; the gradient of a spare row is therefore exactly 0, and so is that of the reserve's lambda.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ class IncreLoraLayer(BaseTunerLayer):
         if components.config.advance_learning and not components.closed:
             offset[components.rank : components.used] = components.scaling() * components.config.reserve_lambda
         for stored, new in ((self.increlora_scale, scale), (self.increlora_offset, offset)):
-            old = stored[adapter] if adapter in stored else None
+            old: Any = stored[adapter] if adapter in stored.keys() else None  # noqa: SIM118, SIM401
             if old is not None and (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device):
                 old.copy_(new)  # compiled code holds on to it
             else:
@@ -484,7 +484,8 @@ def features(base: Any) -> tuple[int, int]:
         TypeError: it is neither a linear layer (quantised or not) nor a Conv1D of Transformers nor an embedding.
     """
     if isinstance(base, Conv1D):
-        return tuple(base.weight.shape)
+        height, width = base.weight.shape
+        return height, width
     if isinstance(base, nn.Embedding):
         return base.num_embeddings, base.embedding_dim
     if isinstance(base, nn.Linear) or (hasattr(base, "in_features") and hasattr(base, "out_features")):

@@ -31,7 +31,7 @@ HEADS = {*SEQ_CLS_HEAD_NAMES, "classification_head", "pre_classifier", "pooler",
 
 
 class IncreLoraModel(AdapterStateDict, BaseTuner):
-    """IncreLoRA on a Transformers model (arXiv 2308.12043). Created by ``get_peft_model(model, IncreLoraConfig(...))``."""
+    """IncreLoRA (arXiv 2308.12043). Created by ``get_peft_model(model, IncreLoraConfig(...))``."""
 
     prefix: str = "increlora_"
     tuner_layer_cls = IncreLoraLayer
@@ -83,8 +83,8 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
         heads = [name for name, _ in matched if HEADS & set(name.split("."))]
         if heads:
             warnings.warn(
-                f"target_modules matches {', '.join(heads)} of the task head, which is usually trained in full: name it "
-                "in `modules_to_save` instead",
+                f"target_modules matches {', '.join(heads)} of the task head, which is usually trained in full: name "
+                "it in `modules_to_save` instead",
                 stacklevel=2,
             )
         if config.target_r is not None and config.grows and not config.allow_overshoot:

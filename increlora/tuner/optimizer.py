@@ -1,9 +1,9 @@
 """AdamW in which every component has its own age: own step count, own learning rate.
 
-A component that starts to train late must not inherit the step count of its tensor (its first updates would be up to 3.9
-times too large), and with restarted warmup it follows a warmup of its own (paper, section 3). The result equals
-``torch.optim.AdamW`` with one parameter group per birth. Moments are plain tensors per parameter in ``optimizer.state``;
-what there is per component (a few numbers per tensor) is computed on the CPU for all tensors at once.
+A component that starts to train late must not inherit the step count of its tensor (its first updates would be up to
+3.9 times too large), and with restarted warmup it follows a warmup of its own (paper, section 3). The result equals
+``torch.optim.AdamW`` with one parameter group per birth. Moments are plain tensors per parameter in
+``optimizer.state``; what there is per component (a few numbers per tensor) is computed on the CPU for all at once.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Betas = tuple[float, float]
 class RestartedWarmup:
     """Learning rate of a component that starts to train late (paper, section 3).
 
-    It rises linearly from its birth over ``warmup_steps`` and then follows the curve of the others, scaled so that it is
-    1 where the warmup ends: ``min(1, f(t) / f(birth + warmup))``. Under a linear schedule all births reach 0 together
-    at the end of training.
+    It rises linearly from its birth over ``warmup_steps`` and then follows the curve of the others, scaled so that it
+    is 1 where the warmup ends: ``min(1, f(t) / f(birth + warmup))``. Under a linear schedule all births reach 0
+    together at the end of training.
 
     Attributes:
         warmup_steps: optimizer steps of warmup.
-        curve: factor ``f`` of the peak learning rate after so many updates, for what trains from the start; ``None`` for
-            a schedule that is no function of the step: after its warmup a component then has the current rate.
+        curve: factor ``f`` of the peak learning rate after so many updates, for what trains from the start; ``None``
+            for a schedule that is no function of the step: after its warmup a component then has the current rate.
     """
 
     warmup_steps: int
@@ -110,9 +110,9 @@ class _Rows:
 class IncreLoraAdamW(torch.optim.AdamW):
     """AdamW for a model with an IncreLoRA adapter.
 
-    Adapter tensors are updated per component (see the module's docstring), all other parameters by ``torch.optim.AdamW``
-    itself. The state dict holds the state of growth too (reserve, smoothed scores, events), so the saved adapter and the
-    optimizer are a complete checkpoint.
+    Adapter tensors are updated per component (see the module's docstring), all other parameters by
+    ``torch.optim.AdamW`` itself. The state dict holds the state of growth too (reserve, smoothed scores, events), so
+    the saved adapter and the optimizer are a complete checkpoint.
 
     Args:
         params: the model; or parameters or groups as for any optimizer, and then ``adapted``.
@@ -169,17 +169,18 @@ class IncreLoraAdamW(torch.optim.AdamW):
 
     def _split(self, params: Iterable[Any], lr: float) -> list[dict[str, Any]]:
         """Groups of adapter tensors of one learning rate, and groups of other parameters."""
-        groups = []
-        given = list(params)
+        groups: list[dict[str, Any]] = []
+        given: list[Any] = list(params)
         for group in given if given and isinstance(given[0], dict) else [{"params": given}]:
             parts: dict[float | None, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 component = self._components.get(parameter)
-                parts.setdefault(component and component.lr_ratio(), []).append(parameter)
+                ratio = None if component is None else component.lr_ratio()
+                parts.setdefault(ratio, []).append(parameter)
             for ratio, parameters in parts.items():
-                own = {**group, "params": parameters, "components": ratio is not None}
+                own: dict[str, Any] = {**group, "params": parameters, "components": ratio is not None}
                 if ratio is not None:
-                    own.update(lr=group.get("lr", lr) * ratio, updates=0)
+                    own.update(lr=float(group.get("lr", lr)) * ratio, updates=0)
                 groups.append(own)
         return groups
 
@@ -202,7 +203,8 @@ class IncreLoraAdamW(torch.optim.AdamW):
         return loss
 
     def _step_components(self, index: int, group: dict[str, Any]) -> None:
-        parameters, beta1, beta2 = group["params"], *group["betas"]
+        parameters: list[nn.Parameter] = group["params"]
+        beta1, beta2 = group["betas"]
         members = [self._components[parameter] for parameter in parameters]
         states = [self._state(parameter) for parameter in parameters]
         rows = self._rows.get(index)
@@ -259,10 +261,11 @@ class IncreLoraAdamW(torch.optim.AdamW):
         """
         beta1, beta2 = group["betas"]
         sizes, roots, decays = zip(*(table.unbind() for table in tables), strict=True)
+        values: list[Any] = list(parameters)
         gradients: list[Any] = [parameter.grad for parameter in parameters]
         exp_avg, exp_avg_sq = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, list(decays))
+            torch._foreach_mul_(values, list(decays))
         torch._foreach_lerp_(exp_avg, gradients, 1 - beta1)
         torch._foreach_mul_(exp_avg_sq, beta2)
         torch._foreach_addcmul_(exp_avg_sq, gradients, gradients, 1 - beta2)
@@ -271,7 +274,7 @@ class IncreLoraAdamW(torch.optim.AdamW):
         torch._foreach_add_(denominators, group["eps"])
         changes = torch._foreach_div(exp_avg, denominators)
         torch._foreach_mul_(changes, list(sizes))
-        torch._foreach_sub_(parameters, changes)
+        torch._foreach_sub_(values, changes)
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Any]:
         state = self.state[parameter]
@@ -313,7 +316,7 @@ def normalisation_and_bias_names(model: nn.Module) -> set[str]:
 def _decay_groups(model: nn.Module) -> list[dict[str, Any]]:
     exempt = normalisation_and_bias_names(model)
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [parameter for name, parameter in trainable if name not in exempt]},
         {"params": [parameter for name, parameter in trainable if name in exempt], "weight_decay": 0.0},
     ]

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ def orthogonality_gradients(groups: list[Stack], kind: str) -> dict[Key, Tensor]
     """The gradient of :func:`orthogonality_loss` with respect to the rows that train, each (rows, width)."""
     matrices = sum(len(group.keys) for group in groups)
     components = sum(float(group.counted.sum()) for group in groups) if kind == "component" else 0.0
-    gradients = {}
+    gradients: dict[Key, Tensor] = {}
     for group in groups:
         deviation = group.deviation()
         if kind == "squared":
@@ -179,7 +179,7 @@ class Regulariser:
     @torch.no_grad()
     def _add(self, key: Key, parameter: Tensor) -> None:
         """Runs when a backward pass has accumulated the gradient of one matrix."""
-        if parameter.grad is None or not self.layers[key[0]].training:
+        if parameter.grad is None or not cast(nn.Module, self.layers[key[0]]).training:
             return
         stamp = (self.steps, parameter._version)
         if getattr(parameter.grad, "_increlora_regularised", None) == stamp:

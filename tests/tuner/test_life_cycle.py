@@ -455,12 +455,16 @@ def test_step_without_allocation_warns_once(model: PeftModel) -> None:
     optimizer, scheduler = create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4)
     before = model.rank_distribution()
     model.train()
-    with pytest.warns(UserWarning, match="nobody calls update_and_allocate") as caught:
+
+    def wrong() -> None:
         for step in range(4):
             model(**tokens(step)).loss.backward()
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
+
+    with pytest.warns(UserWarning, match="nobody calls update_and_allocate") as caught:
+        wrong()
     assert sum("update_and_allocate" in str(warning.message) for warning in caught) == 1
     assert model.rank_distribution() == before
 
@@ -596,7 +600,7 @@ def test_the_callers_config_is_never_written_to(model: PeftModel, tmp_path: Path
 
 @pytest.mark.parametrize("stop", [9, STEPS], ids=["growing", "grown"])
 def test_state_dict_holds_the_ranks(stop: int, model: PeftModel, tmp_path: Path, logits: Any) -> None:
-    """``torch.save(model.state_dict())``, as Accelerate and Lightning do it, restores ranks or says that it does not."""
+    """``torch.save(model.state_dict())``, as Accelerate and Lightning do it, restores ranks or says that it cannot."""
     optimizer, scheduler = grown(model, steps=stop)
     torch.save([model.state_dict(), optimizer.state_dict(), scheduler.state_dict()], tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -683,8 +687,8 @@ def test_a_module_counts_as_full_where_nothing_can_follow(model: PeftModel) -> N
     allocator = find_allocator(model)
     allocator.set_total_steps(STEPS, warmup_steps=4)
     first, layer = next(iter(allocator.layers.items()))
+    layer.components["default"].rank = 15
     with pytest.warns(UserWarning, match=r"counts as full at rank 15.*set max_r"):
-        layer.components["default"].rank = 15
         assert allocator._highest(first, layer) == 15
 
 

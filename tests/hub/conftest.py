@@ -59,6 +59,7 @@ def stranger(hub: Hub, tmp_path: Path) -> Ask:
             "OMP_NUM_THREADS": "1",
             **more,
         }
-        return subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+        line = [sys.executable, *command]
+        return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
     return run

@@ -61,7 +61,7 @@ class Hub(ThreadingHTTPServer):
 
     @property
     def store(self) -> str:
-        """Address of the large files: another host, as on the Hub. Clients take metadata from a redirect off the Hub only."""
+        """Address of the large files: another host, as clients take metadata from redirects off the Hub only."""
         return f"http://localhost:{self.server_address[1]}/large"
 
     def push(self, kind: Kind, name: str, folder: Path, branch: str = "main") -> str:
@@ -80,8 +80,9 @@ class Hub(ThreadingHTTPServer):
 
     def blob(self, sha256: str) -> bytes | None:
         """A large file by its content's hash."""
-        everything = (data for one in self.repositories.values() for files in one.commits.values() for data in files.values())
-        return next((data for data in everything if hashlib.sha256(data).hexdigest() == sha256), None)
+        commits = (files for repository in self.repositories.values() for files in repository.commits.values())
+        found = (data for files in commits for data in files.values() if hashlib.sha256(data).hexdigest() == sha256)
+        return next(found, None)
 
 
 @contextmanager
@@ -247,7 +248,8 @@ def _tree(files: Mapping[str, bytes], folder: str, recursive: bool) -> list[dict
         parents = path.removeprefix(prefix).split("/")[:-1]
         for depth in range(1, (len(parents) if recursive else min(1, len(parents))) + 1):
             inner = prefix + "/".join(parents[:depth])
-            entries[inner] = {"type": "directory", "path": inner, "size": 0, "oid": hashlib.sha1(inner.encode()).hexdigest()}
+            oid = hashlib.sha1(inner.encode()).hexdigest()
+            entries[inner] = {"type": "directory", "path": inner, "size": 0, "oid": oid}
         if recursive or not parents:
             entries[path] = _entry(path, data)
     return list(entries.values())

@@ -1,4 +1,4 @@
-"""The client libraries against the local Hub: what a user's machine downloads, caches and finds again without network."""
+"""The client libraries against the local Hub: what a machine downloads, caches and finds again without network."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ print(json.dumps({
     "weight": model.deberta.encoder.layer[0].attention.self.query_proj.weight[0, :4].tolist(),
     "commit": os.path.dirname(hf_hub_download(name, "config.json", revision=revision))[-40:],
 }))
+"""
+TOKENIZE = """
+import json, sys
+from transformers import AutoTokenizer
+print(json.dumps(AutoTokenizer.from_pretrained(sys.argv[1])(json.loads(sys.argv[2]))["input_ids"]))
 """
 DATASET = """
 import json, sys
@@ -64,8 +69,7 @@ def test_the_slow_tokenizer_file_gives_sentencepiece_ids(stranger: Ask, folders:
     import sentencepiece
 
     texts = sentences(100, seed=7)
-    code = f"import json; from transformers import AutoTokenizer as T; print(json.dumps(T.from_pretrained({MODEL!r})({texts!r})['input_ids']))"
-    found = json.loads(stranger("-c", code).stdout)
+    found = json.loads(stranger("-c", TOKENIZE, MODEL, json.dumps(texts)).stdout)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folders[MODEL] / "spm.model"))
     assert found == [[1, *processor.encode(text), 2] for text in texts]
 

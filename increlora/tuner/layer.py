@@ -246,7 +246,7 @@ class IncreLoraLayer(BaseTunerLayer):
         if components.config.advance_learning and not components.closed:
             offset[components.rank : components.used] = components.scaling() * components.config.reserve_lambda
         for stored, new in ((self.increlora_scale, scale), (self.increlora_offset, offset)):
-            old: Any = stored[adapter] if adapter in stored.keys() else None  # noqa: SIM118, SIM401
+            old: Any = stored[adapter] if adapter in stored.keys() else None  # noqa: SIM118
             if old is not None and (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device):
                 old.copy_(new)  # compiled code holds on to it
             else:

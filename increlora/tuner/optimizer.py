@@ -171,7 +171,9 @@ class IncreLoraAdamW(torch.optim.AdamW):
         """Groups of adapter tensors of one learning rate, and groups of other parameters."""
         groups: list[dict[str, Any]] = []
         given: list[Any] = list(params)
-        for group in given if given and isinstance(given[0], dict) else [{"params": given}]:
+        if given and not isinstance(given[0], dict):
+            given = [{"params": given}]
+        for group in given:
             parts: dict[float | None, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 component = self._components.get(parameter)

@@ -1,0 +1,179 @@
+"""What the Trainer's user chooses is what trains: optimizer, schedule, log."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from increlora import IncreLoraAdamW, IncreLoraCallback, find_allocator
+from tests.integration.conftest import (
+    MIDDLE,
+    MODULES,
+    STEPS,
+    adapted,
+    assert_equal_adapters,
+    dataset,
+    llama,
+    logits,
+    training_arguments,
+)
+
+OPTIMIZERS = {  # `optim`: class of the optimizer, package that it needs, learning rate
+    "adamw_torch": (IncreLoraAdamW, "torch", 1e-2),
+    "adamw_torch_fused": (IncreLoraAdamW, "torch", 1e-2),
+    "sgd": (torch.optim.SGD, "torch", 1.0),
+    "rmsprop": (torch.optim.RMSprop, "torch", 1e-2),
+    "adagrad": (torch.optim.Adagrad, "torch", 1e-1),
+    "adafactor": (hf.Adafactor, "transformers", 1e-2),
+    "adamw_bnb_8bit": ("AdamW", "bitsandbytes", 1e-2),
+    "paged_adamw_8bit": ("AdamW", "bitsandbytes", 1e-2),
+    "lion_8bit": ("Lion", "bitsandbytes", 1e-3),
+}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "cosine": {},
+    "cosine_with_restarts": {"num_cycles": 2},
+    "cosine_with_min_lr": {"min_lr_rate": 0.1},
+    "polynomial": {"power": 2.0},
+    "constant": {},
+    "constant_with_warmup": {},
+    "inverse_sqrt": {},
+    "warmup_stable_decay": {"num_decay_steps": 8},
+}
+
+
+def trainer(model: Any, out: Path, **changes: Any) -> hf.Trainer:
+    return hf.Trainer(
+        model=model,
+        args=training_arguments(out, **changes),
+        train_dataset=dataset(),
+        callbacks=[IncreLoraCallback()],
+    )
+
+
+def grown(model: Any) -> bool:
+    ranks = find_allocator(model).rank_distribution()
+    return sum(ranks.values()) == 2 * MODULES and len(set(ranks.values())) > 1
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_of_the_user_trains_and_resumes(name: str, folder: Path, tmp_path: Path) -> None:
+    kind, package, rate = OPTIMIZERS[name]
+    pytest.importorskip(package)
+    changes = {"optim": name, "learning_rate": rate}
+    model = adapted(llama(folder))
+    before = logits(model)
+    run = trainer(model, tmp_path, **changes)
+    run.train()
+    optimizer = run.optimizer.optimizer
+    if isinstance(kind, str):
+        assert type(optimizer).__module__.startswith("bitsandbytes")
+        assert kind in type(optimizer).__name__
+    else:
+        assert type(optimizer) is kind
+    assert grown(model)
+    assert (logits(model) - before).abs().max() > 1e-3
+    resumed = adapted(llama(folder), seed=9)
+    trainer(resumed, tmp_path, **changes).train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{MIDDLE}"))
+    assert_equal_adapters(resumed, model)
+
+
+def test_optimizer_object_of_the_user_trains(folder: Path, tmp_path: Path) -> None:
+    model = adapted(llama(folder))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    run = hf.Trainer(
+        model=model,
+        args=training_arguments(tmp_path, save_strategy="no"),
+        train_dataset=dataset(),
+        callbacks=[IncreLoraCallback()],
+        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 4))),
+    )
+    run.train()
+    assert run.optimizer.optimizer is optimizer
+    assert grown(model)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_birth_joins_the_schedule(name: str, folder: Path, tmp_path: Path) -> None:
+    """What is born at an event warms up and then has the learning rate of all the others."""
+    model = adapted(llama(folder))
+    run = trainer(model, tmp_path, lr_scheduler_type=name, lr_scheduler_kwargs=SCHEDULES[name], save_strategy="no")
+    run.train()
+    assert grown(model)
+    log = [entry for entry in run.state.log_history if "learning_rate" in entry]
+    events = find_allocator(model).growth_events()
+    warmup = 0 if name == "constant" else 2
+    rates = {entry["step"]: (entry["increlora/youngest_lr"], entry["learning_rate"]) for entry in log}
+    for event in events:
+        if event is not events[-1] and warmup:
+            assert rates[event["step"] + 1][0] < 0.9 * max(rate for _, rate in rates.values())
+    last = events[-1]["step"] + warmup + 1
+    if name not in ("linear", "polynomial"):  # those end at 0 together, on a steeper line
+        for step in range(last, STEPS + 1):
+            assert math.isclose(*rates[step], rel_tol=1e-6, abs_tol=1e-9), step
+
+
+def test_restarted_warmup_can_be_switched_off(folder: Path, tmp_path: Path) -> None:
+    model = adapted(llama(folder), restart_warmup=False)
+    run = trainer(model, tmp_path, lr_scheduler_type="cosine", save_strategy="no")
+    run.train()
+    for entry in run.state.log_history:
+        if "learning_rate" in entry:
+            assert math.isclose(entry["increlora/youngest_lr"], entry["learning_rate"], rel_tol=1e-6, abs_tol=1e-9)
+
+
+def test_log_shows_the_growth(folder: Path, tmp_path: Path) -> None:
+    model = adapted(llama(folder))
+    run = trainer(model, tmp_path, save_strategy="no")
+    run.train()
+    log = [entry for entry in run.state.log_history if "loss" in entry]
+    totals = {event["step"]: event["total_rank"] for event in find_allocator(model).growth_events()}
+    expected = MODULES
+    for entry in log:
+        expected = totals.get(entry["step"], expected)
+        assert entry["increlora/total_rank"] == expected
+        assert entry["increlora/budget"] == 2 * MODULES
+        assert entry["increlora/penalty"] > 0
+    assert any(entry.get("increlora/grown") for entry in log)
+
+
+def test_logged_loss_is_that_of_the_task(folder: Path, tmp_path: Path) -> None:
+    first = {}
+    for weight in (0.0, 10.0):
+        model = adapted(llama(folder), orth_reg_weight=weight)
+        run = trainer(model, tmp_path, save_strategy="no", max_steps=MIDDLE)
+        run.train()
+        first[weight] = next(entry["loss"] for entry in run.state.log_history if "loss" in entry)
+    assert first[10.0] == first[0.0]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_regulariser_does_not_depend_on_accumulation(parts: int, folder: Path, tmp_path: Path) -> None:
+    """Two half batches end where a whole one does, regulariser included; SGD shows the sizes of gradients."""
+    models = []
+    for accumulated in (1, parts):
+        model = adapted(llama(folder), orth_reg_weight=1.0, target_r=None, init_r=2)
+        changes = {"per_device_train_batch_size": 4 // accumulated, "gradient_accumulation_steps": accumulated}
+        trainer(model, tmp_path, optim="sgd", save_strategy="no", max_steps=6, learning_rate=0.1, **changes).train()
+        models.append(model)
+    for (name, one), (_, other) in zip(*(model.named_parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_trackers_get_the_same_numbers(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = adapted(llama(folder))
+    run = trainer(model, tmp_path, save_strategy="no", report_to=["tensorboard"])
+    run.train()
+    file = next(tmp_path.rglob("events.out.tfevents*"))
+    events = EventAccumulator(str(file.parent))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert any(tag.endswith("increlora/total_rank") for tag in tags), tags

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,27 @@ def test_trackers_get_the_same_numbers(folder: Path, tmp_path: Path) -> None:
     events.Reload()
     tags = events.Tags()["scalars"]
     assert any(tag.endswith("increlora/total_rank") for tag in tags), tags
+
+
+def test_regulariser_is_clipped_with_the_rest(folder: Path, tmp_path: Path) -> None:
+    """The norm that the Trainer clips and logs is that of all gradients."""
+    norms = {}
+    for weight in (0.0, 10.0):
+        model = adapted(llama(folder), orth_reg_weight=weight, target_r=None, init_r=2)
+        run = trainer(model, tmp_path, save_strategy="no", max_steps=1)
+        run.train()
+        norms[weight] = next(entry["grad_norm"] for entry in run.state.log_history if "grad_norm" in entry)
+    assert norms[10.0] > 3 * norms[0.0]
+
+
+def test_trainer_without_the_callback_says_so_once(folder: Path, tmp_path: Path) -> None:
+    model = adapted(llama(folder))
+    before = logits(model)
+    run = hf.Trainer(model=model, args=training_arguments(tmp_path, save_strategy="no"), train_dataset=dataset())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.train()
+    told = [str(warning.message) for warning in caught if "IncreLoraCallback" in str(warning.message)]
+    assert len(told) == 1
+    assert set(model.rank_distribution().values()) == {1}
+    assert (logits(model) - before).abs().max() > 1e-2

@@ -247,7 +247,6 @@ def test_saved_adapter_loads(kit: Kit, safe: bool, tmp_path: Path) -> None:
     model = kit.model()
     model.save_pretrained(tmp_path, safe_serialization=safe)
     assert (tmp_path / ("adapter_model.safetensors" if safe else "adapter_model.bin")).exists()
-    assert "import increlora" in (tmp_path / "README.md").read_text()
     for options in ({}, {"low_cpu_mem_usage": True}, {"is_trainable": True}):
         loaded = kit.load(tmp_path, **options)
         assert loaded.rank_distribution() == model.rank_distribution()
@@ -497,11 +496,12 @@ def test_embeddings_as_input(kit: Kit) -> None:
 # ---------------------------------------------------------------- no matter of the model
 
 
-def test_import_registers_the_method(tmp_path: Path) -> None:
+def test_import_registers_the_method_and_the_model_card_says_so(tmp_path: Path) -> None:
     Kit(CASES["MLP"], "off").adapted().save_pretrained(tmp_path)
     code = "import sys, increlora, peft; print(type(peft.PeftConfig.from_pretrained(sys.argv[1])).__name__)"
     found = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "IncreLoraConfig"
+    assert "import increlora" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["BERT", "BERT classifier"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from tests.integration.conftest import MODULES, llama, logits, sentences
+from tests.integration.conftest import MODULES, llama, logits, sentences, tokens
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "qlora_trl.py"
 
@@ -29,7 +29,7 @@ def test_qlora_with_trl(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "out"
     arguments = ["--model", str(folder / "llama"), "--data", str(data), "--out", str(out), "--steps", "40"]
     loss = example.main(arguments)
-    assert loss < 4.5  # it starts at log 104 = 4.6
+    assert loss < 0.97 * llama(folder)(**tokens(1)).loss.item()
     printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("ranks"))
     ranks = json.loads(printed.removeprefix("ranks "))
     assert len(ranks) == MODULES

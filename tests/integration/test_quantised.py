@@ -197,13 +197,13 @@ def test_merges_as_lora_does_or_changes_nothing(
         assert torch.equal(base_logits(model), before)
         assert torch.equal(logits(model), expected)
         return
-    assert (merged(model) - expected).abs().max() < 1.2 * error + 1e-4
+    allowed = 1.2 * error + 1e-4
+    assert (merged(model) - expected).abs().max() < allowed
+    assert (logits(copied().merge_and_unload()) - expected).abs().max() < allowed
     model.unmerge_adapter()
     plain.unmerge_adapter()
     error = (logits(plain) - expected).abs().max()
     assert (logits(model) - expected).abs().max() < 1.2 * error + 1e-4
-    unloaded = copied().merge_and_unload()
-    torch.testing.assert_close(logits(unloaded), merged(copied()), atol=1e-5, rtol=1e-5)
 
 
 def test_nan_is_not_merged(base: Base, copied: Callable[[], Any], folder: Path) -> None:

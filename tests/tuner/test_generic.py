@@ -462,8 +462,8 @@ def test_loop_without_allocation_trains_the_present_ranks(kit: Kit) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(4):
-            for part in (model.train(), model.train(), model.eval()):
-                kit.case.forward(part).square().mean().backward()
+            for training in (True, True, False):
+                kit.case.forward(model.train(training)).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
     told = [warning for warning in caught if "update_and_allocate" in str(warning.message)]

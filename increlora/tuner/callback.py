@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, trainer_optimizer
 from transformers.integrations import TensorBoardCallback
 
 from .growth import RankAllocator, find_allocators
+from .layer import KINDS, IncreLoraLayer
 from .optimizer import IncreLoraAdamW, RestartedWarmup
 
 logger = logging.getLogger(__name__)
@@ -44,10 +47,16 @@ class IncreLoraCallback(TrainerCallback):
         self._grown: list[str] = []
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Have the Trainer create IncreLoRA's AdamW where it would create torch's."""
-        if kwargs.get("optimizer") is None and str(getattr(args.optim, "value", args.optim)) in REPLACED:
-            trainer_optimizer._OPTIMIZER_HANDLERS[OPTIMIZER_NAME] = _Handler(kwargs["model"])
+        """Have the Trainer create IncreLoRA's AdamW where it would create torch's, and any other that is followed."""
+        _complete_reference(kwargs["model"])
+        if kwargs.get("optimizer") is not None:
+            return
+        handlers = trainer_optimizer._OPTIMIZER_HANDLERS
+        if str(getattr(args.optim, "value", args.optim)) in REPLACED:
+            handlers[OPTIMIZER_NAME] = _Handler(kwargs["model"])
             args.optim = OPTIMIZER_NAME
+        elif args.optim in handlers and not isinstance(handlers[args.optim], _Following):
+            handlers[args.optim] = _Following(handlers[args.optim])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -137,3 +146,55 @@ class _Handler:
     def __call__(self, context: Any) -> tuple[type[IncreLoraAdamW], dict[str, Any]]:
         model = context.model if context.model is not None else self.model()
         return IncreLoraAdamW, {**context.optimizer_kwargs, **context.adam_kwargs, "adapted": model}
+
+
+class _Following:
+    """How the Trainer makes an optimizer of another kind: its own class, followed from its creation on.
+
+    A checkpoint is loaded into it before training begins, and the state of growth with it.
+    """
+
+    def __init__(self, handler: Callable[[Any], tuple[Any, dict[str, Any]]]):
+        self.handler = handler
+
+    def __call__(self, context: Any) -> tuple[Any, dict[str, Any]]:
+        kind, options = self.handler(context)
+        allocators = find_allocators(context.model) if context.model is not None else []
+        if not allocators or trainer_optimizer.is_optimizer_factory(kind):
+            return kind, options
+
+        class Followed(kind):  # type: ignore[misc, valid-type]
+            def __init__(self, *args: Any, **kwargs: Any):
+                super().__init__(*args, **kwargs)
+                for allocator in allocators:
+                    allocator.follow(self)
+
+            def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+                for allocator in allocators:  # not every library's optimizer calls the hooks of torch's
+                    state_dict = allocator.take_state(state_dict)
+                super().load_state_dict(state_dict, *args, **kwargs)
+
+        Followed.__name__, Followed.__qualname__, Followed.__module__ = (
+            kind.__name__,
+            kind.__qualname__,
+            kind.__module__,
+        )
+        return Followed, options
+
+
+def _complete_reference(model: nn.Module) -> None:
+    """Make TRL's adapter ``ref`` the copy of ``default`` that it is meant to be.
+
+    Its trainers copy the parameters with ``.default.`` in their names; those of methods that keep their tensors in a
+    ``ParameterDict`` end in ``.default``.
+    """
+    for layer in model.modules():
+        if not isinstance(layer, IncreLoraLayer) or not {"default", "ref"} <= layer.components.keys():
+            continue
+        if layer.increlora_lambda["default"].any() and not layer.increlora_lambda["ref"].any():
+            rank = layer.rank("default")
+            layer.set_rank("ref", rank)
+            with torch.no_grad():
+                for kind, dim in zip(KINDS, (0, 1, 0), strict=True):
+                    stored = getattr(layer, f"increlora_{kind}")
+                    stored["ref"].narrow(dim, 0, rank).copy_(stored["default"].narrow(dim, 0, rank))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from peft import PeftConfig
@@ -32,6 +33,22 @@ ScoreReduction = Literal["mean", "sum_sqrt"]
 Scaling = Literal["active_rank", "constant"]
 OrthReg = Literal["squared", "frobenius", "component"]
 Bias = Literal["none", "all", "increlora_only"]
+
+CARD = """## Loading this adapter
+
+PEFT knows its type, `INCRELORA`, once the package `increlora` has been imported; a `KeyError: 'INCRELORA'` means that
+it has not.
+
+```python
+import increlora
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "path/to/this/adapter")
+```
+
+`increlora.export_lora(model, folder)` writes it as plain LoRA, which PEFT loads by itself.
+"""
+"""What an adapter's README says beside PEFT's own text."""
 
 CODE_RANKS_PER_EVENT = {2: 1, 4: 2, 6: 3, 8: 4}
 """Ranks that a chosen module gains in the authors' code, by average target rank."""
@@ -219,6 +236,20 @@ class IncreLoraConfig(PeftConfig):
         twice as much (see `RankAllocator`).
         """
         return (self.max_r or 4 * (self.target_r or self.init_r)) + self.ranks_per_event
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write the config as PEFT does, with the ranks of the adapter that is being saved (``state.py`` notes them).
+
+        The adapter's README, which PEFT has written by then, is told what loading needs.
+        """
+        own, self.rank_pattern = self.rank_pattern, self.__dict__.pop("_saved_ranks", self.rank_pattern)
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.rank_pattern = own
+        card = Path(save_directory, "README.md")
+        if card.is_file() and CARD not in (text := card.read_text(encoding="utf-8")):
+            card.write_text(f"{text.rstrip()}\n\n{CARD}", encoding="utf-8")
 
     @classmethod
     def from_preset(cls, preset: Literal["paper", "code"], **overrides: Any) -> IncreLoraConfig:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PER_COMPONENT = ("step", "birth")
+PER_COMPONENT = {"step", "birth"}
 """Entries in the state of `IncreLoraAdamW` that are vectors over components."""
 
 
@@ -178,18 +178,19 @@ class RankAllocator:
         if any(reference() is optimizer for reference in self._optimizers):
             return
         self._optimizers.append(weakref.ref(optimizer))
-        key = f"increlora.{self.adapter}"
+        optimizer.register_state_dict_post_hook(lambda _, state: {**state, self._key: self.state_dict()})
+        optimizer.register_load_state_dict_pre_hook(lambda _, state: self.take_state(state))
 
-        def save(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-            return {**state, key: self.state_dict()}
+    @property
+    def _key(self) -> str:
+        """Where an optimizer's state dict holds the state of growth."""
+        return f"increlora.{self.adapter}"
 
-        def load(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-            if key in state:
-                self.load_state_dict(state[key])
-            return {name: value for name, value in state.items() if name != key}
-
-        optimizer.register_state_dict_post_hook(save)
-        optimizer.register_load_state_dict_pre_hook(load)
+    def take_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Restore the state of growth from an optimizer's state dict; returns what is the optimizer's own."""
+        if self._key in state:
+            self.load_state_dict(state[self._key])
+        return {name: value for name, value in state.items() if name != self._key}
 
     def update_and_allocate(self, global_step: int, *, loss_scale: float | None = None) -> dict[str, int]:
         """Score the step, and at an event let the chosen modules grow.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,7 @@ class IncreLoraLayer(BaseTunerLayer):
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer
+        self.increlora_state = _State(self)  # before the tensors, so that it is loaded before them
         self.increlora_A = nn.ParameterDict({})
         self.increlora_B = nn.ParameterDict({})
         self.increlora_lambda = nn.ParameterDict({})
@@ -316,19 +318,32 @@ class IncreLoraLayer(BaseTunerLayer):
             adapter_names: adapters to merge, the active ones by default.
         """
         for adapter in check_adapters_to_merge(self, adapter_names):
-            if adapter in self.components:
-                if self.rank(adapter):
-                    self._as_lora(adapter).merge(safe_merge, [adapter])
-                self.merged_adapters.append(adapter)
+            if adapter not in self.components:
+                continue
+            if safe_merge and not all(torch.isfinite(factor).all() for factor in self.lora_factors(adapter)):
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
+            if self.rank(adapter):
+                lora = self._as_lora(adapter)
+                lora.merge(safe_merge, [adapter])
+                self._take_back(lora)
+            self.merged_adapters.append(adapter)
 
     def unmerge(self) -> None:
         """Subtract every merged update from the base weight."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
         while self.merged_adapters:
             adapter = self.merged_adapters.pop()
             if adapter in self.components and self.rank(adapter):
                 lora = self._as_lora(adapter)
                 lora.merged_adapters.append(adapter)
                 lora.unmerge()
+                self._take_back(lora)
+
+    def _take_back(self, lora: Any) -> None:
+        """Keep the base layer that a merge has left; for some quantised formats it is a new one."""
+        if self.base_layer is self.get_base_layer():
+            self.base_layer = lora.get_base_layer()
 
     def _as_lora(self, adapter: str) -> Any:
         """PEFT's LoRA layer around the same base layer with the same update: it knows every quantised format."""
@@ -352,23 +367,45 @@ class IncreLoraLayer(BaseTunerLayer):
     # ---------------------------------------------------------------- state
 
     def growth_state(self, adapter: str) -> dict[str, Any]:
-        """Ranks and growth of one adapter, in plain data."""
+        """Ranks and growth of one adapter, in plain data; of one that does not grow the rank alone."""
         components = self.components[adapter]
-        state = {name: getattr(components, name) for name in _STATE}
+        if not components.config.grows:
+            return {"rank": components.rank}
         step = components.allocator.step if components.allocator is not None else 0
+        state = {name: getattr(components, name) for name in _STATE}
         return {**state, "importance": components.importance.tolist(), "capacity": self.capacity(adapter), "step": step}
 
     def load_growth_state(self, adapter: str, state: dict[str, Any]) -> None:
         """Restore what :meth:`growth_state` returned; the rows are to be filled by the caller."""
         components = self.components[adapter]
-        for name in _STATE:
+        for name in state.keys() & set(_STATE):
             setattr(components, name, copy.deepcopy(state[name]))
-        components.importance = torch.tensor(state["importance"], dtype=torch.float64)
+        if "importance" in state:
+            components.importance = torch.tensor(state["importance"], dtype=torch.float64)
         if not components.growing:
             components.recorder = None
-        self.resize(adapter, state["capacity"])
+        self.resize(adapter, state.get("capacity", self._room(adapter)))
         if components.allocator is not None:
-            components.allocator.restore(state["step"])
+            components.allocator.restore(state.get("step", 0))
+
+
+class _State(nn.Module):
+    """What the state dict has to hold beside a layer's tensors: ranks and growth, as JSON in bytes (a tensor)."""
+
+    def __init__(self, layer: IncreLoraLayer):
+        super().__init__()
+        object.__setattr__(self, "layer", layer)  # no submodule: it is the parent
+
+    def get_extra_state(self) -> Tensor:
+        layer: IncreLoraLayer = self.layer  # type: ignore[assignment]
+        state = {adapter: layer.growth_state(adapter) for adapter in layer.components}
+        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        layer: IncreLoraLayer = self.layer  # type: ignore[assignment]
+        for adapter, saved in json.loads(bytes(state.tolist())).items():
+            if adapter in layer.components:
+                layer.load_growth_state(adapter, saved)
 
 
 class _Update:
@@ -428,22 +465,16 @@ class IncreLoraLinear(nn.Module, IncreLoraLayer):
         return update
 
     def _mixed_batch(self, x: Tensor, result: Tensor, adapter_names: list[str]) -> Tensor:
+        if len(adapter_names) != len(x):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
         result = result.clone()
         for adapter in sorted(set(adapter_names) & set(self.components)):
             rows = [index for index, name in enumerate(adapter_names) if name == adapter]
             result[rows] += self.update(x[rows], adapter).to(result.dtype)
         return result
-
-    def get_extra_state(self) -> Tensor:
-        """What the state dict has to hold beside the tensors: ranks and growth, as JSON in bytes (a tensor)."""
-        state = {name: self.growth_state(name) for name in self.components}
-        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Divide the storage as in the saved model, before the tensors are copied in."""
-        for adapter, saved in json.loads(bytes(state.tolist())).items():
-            if adapter in self.components:
-                self.load_growth_state(adapter, saved)
 
     def _inputs(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return self._cast_input_dtype(x, dtype)

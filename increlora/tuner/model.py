@@ -6,7 +6,6 @@ backward pass and before the optimizer's step.
 
 from __future__ import annotations
 
-import copy
 import operator
 import warnings
 from collections.abc import Iterator
@@ -53,8 +52,6 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
         Raises:
             ConfigError: the adapter cannot be what its config says; the model is as it was before.
         """
-        # the caller's config is theirs: it may be used for another model, and must not learn of ranks found here
-        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
         if state_dict is None:
             self._check_targets(self.peft_config[adapter_name], model)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .errors import IncreLoraError
-from .growth import find_allocators
+from .growth import PER_COMPONENT, find_allocators
 
 if TYPE_CHECKING:
     from .layer import IncreLoraLayer
@@ -153,19 +153,14 @@ class IncreLoraAdamW(torch.optim.AdamW):
         self._rows: dict[int, _Rows] = {}
         super().__init__(self._split(groups, lr), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=False)
         self.schedule = schedule
+        self._youngest_lr = lr
         self._first = {parameter: component.trained_rows() for parameter, component in self._components.items()}
         for allocator in find_allocators(model):
             allocator.follow(self)
 
     def youngest_lr(self) -> float:
         """Learning rate that the A and B born last had in the last step."""
-        for index, group in enumerate(self.param_groups):
-            rows = self._rows.get(index)
-            if group["components"] and rows is not None:
-                return float(
-                    rows.rates({**group, "updates": group["updates"] - 1}, self.schedule)[rows.births.argmax()]
-                )
-        return float(self.param_groups[0]["lr"])
+        return self._youngest_lr
 
     def _split(self, params: Iterable[Any], lr: float) -> list[dict[str, Any]]:
         """Groups of adapter tensors of one learning rate, and groups of other parameters."""
@@ -223,6 +218,8 @@ class IncreLoraAdamW(torch.optim.AdamW):
         )
         rows.steps += active
         rates = torch.where(active, rows.rates(group, self.schedule), 0.0)
+        if index == 0:
+            self._youngest_lr = float(rates[torch.where(active, rows.births, -1).argmax()])
         counts = rows.steps.clamp_min(1).to(torch.float64)
         table = torch.stack(
             [rates / (1 - beta1**counts), (1 - beta2**counts).sqrt(), 1 - rates * group["weight_decay"]]
@@ -298,11 +295,8 @@ class IncreLoraAdamW(torch.optim.AdamW):
             if (
                 saved is not None and parameter in self._components
             ):  # torch casts what it loads to the parameter's dtype
-                for name, value in saved.items():
-                    if isinstance(value, Tensor):
-                        device = parameter.device if name.startswith("exp_avg") else torch.device("cpu")
-                        value = value.to(device, copy=True)
-                    self.state[parameter][name] = value
+                for name in PER_COMPONENT & saved.keys():
+                    self.state[parameter][name] = saved[name].to("cpu", copy=True)
 
 
 def normalisation_and_bias_names(model: nn.Module) -> set[str]:

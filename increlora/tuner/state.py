@@ -31,10 +31,11 @@ class AdapterStateDict(_Base):
     ) -> dict[str, Tensor]:
         """Only the active components are saved: the reserve is a matter of training."""
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        selected = {key: value for key, value in selected.items() if not key.endswith("_extra_state")}
+        selected = {key: value for key, value in selected.items() if ".increlora_state." not in key}
+        config._saved_ranks = {}  # for the config that is saved next; the caller's own stays as it is
         for name, layer in named_layers(model, adapter_name):
             rank = layer.rank(adapter_name)
-            config.rank_pattern[name.removeprefix("base_model.model.")] = rank
+            config._saved_ranks[name.removeprefix("base_model.model.")] = rank
             for kind, cut in zip(KINDS, _active(rank), strict=True):
                 key = f"{name}.increlora_{kind}.{adapter_name}"
                 if key in selected:

@@ -1,14 +1,38 @@
-"""Metrics of a task through the `evaluate` library and the metric module that lies beside this file."""
+"""GLUE's metrics, by scikit-learn and SciPy. Training goes through `evaluate` and the module `glue_metric` beside this
+file, which calls `of_split`; checking a finished record calls it directly and is spared the import of `evaluate`.
+"""
 
 from __future__ import annotations
 
 import functools
+import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from increlora.glue.tasks import TASKS
+
+Labels = Mapping[str, Sequence[float]]
+"""Labels, or scores for a regression task, per evaluation split."""
+
+
+def of_split(task: str, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+    """The task's metrics on one split, as fractions; a correlation with a constant is NaN."""
+    from scipy import stats
+    from sklearn import metrics
+
+    functions = {
+        "accuracy": metrics.accuracy_score,
+        "f1": functools.partial(metrics.f1_score, zero_division=0.0),
+        "matthews_correlation": metrics.matthews_corrcoef,
+        "pearson": lambda gold, guess: stats.pearsonr(gold, guess).statistic,
+        "spearmanr": lambda gold, guess: stats.spearmanr(gold, guess).statistic,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant input and of a class that is absent: the values say it
+        return {name: float(functions[name](references, predictions)) for name in TASKS[task].measures}
 
 
 @functools.cache
@@ -19,32 +43,31 @@ def _module(task: str) -> Any:
     return evaluate.load(str(Path(__file__).with_name("glue_metric.py")), task, keep_in_memory=True)
 
 
-def compute(
-    task: str, predictions: Mapping[str, Sequence[float]], references: Mapping[str, Sequence[float]]
-) -> dict[str, float]:
-    """Metrics of one task as fractions.
+def compute(task: str, predictions: Labels, references: Labels) -> dict[str, float]:
+    """Metrics of one task through `evaluate`, as fractions over all evaluation splits, by the keys of `Task.metrics`.
 
-    Args:
-        task: name of the task.
-        predictions: labels, or scores for the regression task, per evaluation split.
-        references: gold labels per evaluation split.
-
-    Returns:
-        The task's metrics; MNLI's mismatched accuracy is ``accuracy_mm``. NaN where a correlation is undefined.
+    A correlation that is undefined because predictions or labels are constant counts as 0: it explains nothing.
     """
-    first, *others = TASKS[task].eval_splits
-    metrics = _module(task).compute(predictions=predictions[first], references=references[first])
-    for split in others:
-        more = _module(task).compute(predictions=predictions[split], references=references[split])
-        metrics |= {f"{name}_mm": value for name, value in more.items()}
-    return {name: float(value) for name, value in metrics.items()}
+    return _over_splits(
+        task, predictions, references, lambda guess, gold: _module(task).compute(predictions=guess, references=gold)
+    )
 
 
-def baseline(task: str, references: Mapping[str, Sequence[float]]) -> float:
+def recompute(task: str, predictions: Labels, references: Labels) -> dict[str, float]:
+    """What `compute` returns, without `evaluate`."""
+    return _over_splits(task, predictions, references, functools.partial(of_split, task))
+
+
+def _over_splits(task: str, predictions: Labels, references: Labels, function: Any) -> dict[str, float]:
+    values = {}
+    for split in TASKS[task].eval_splits:
+        found = function(predictions[split], references[split])
+        values |= {key: float(found[name]) for name, key in TASKS[task].metric_keys(split).items()}
+    return {key: 0.0 if math.isnan(value) else value for key, value in values.items()}
+
+
+def baseline(task: str, references: Labels) -> float:
     """Score in percent of the best constant prediction: the majority class; 0 for correlations."""
     spec = TASKS[task]
-    if spec.is_regression or spec.metrics == ("matthews_correlation",):
-        return 0.0
-    labels = range(spec.num_labels)
-    constant = ({split: [label] * len(gold) for split, gold in references.items()} for label in labels)
-    return max(spec.score(compute(task, guess, references)) for guess in constant)
+    constant = ({split: [label] * len(gold) for split, gold in references.items()} for label in range(spec.num_labels))
+    return max(spec.score(recompute(task, guess, references)) for guess in constant)

@@ -13,50 +13,117 @@ from plain PEFT, it is for a known trap:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from peft import AdaLoraConfig, PeftModel
-from peft.tuners.adalora import AdaLoraModel
-from torch import Tensor
+from pydantic import Field
 
-from increlora.methods.base import Adaptation, AllocationError, ParameterCount, Setup, TrainingPlan, target_shapes
-from increlora.methods.lora import PeftAdaptation, inject
-from increlora.methods.options import AdaLoraOptions
+from increlora.errors import ConfigError
+from increlora.methods.base import Adaptation, AllocationError, ParameterCount, Setup
+from increlora.methods.method import RANK, Look, Method, PaperMemory, RankOptions, Recipe, check_rank
+from increlora.methods.peft_models import PeftAdaptation
 from increlora.methods.ranks import Shapes, svd_parameters, uniform_ranks
-from increlora.tuner.regulariser import orthogonality, orthogonality_loss
+
+if TYPE_CHECKING:
+    from peft import AdaLoraConfig
+    from peft.tuners.adalora import AdaLoraModel
+    from torch import Tensor
 
 _ADAPTER = "default"
 _LAMBDA = ".lora_E"
 _MASK = ".active"  # key of a module's mask in `weights`
 
 
+@dataclass(frozen=True)
+class AdaLoraSchedule:
+    """PEFT's names for AdaLoRA's three phases, in optimizer steps; see `AdaLoraOptions`."""
+
+    init_r: int
+    tinit: int
+    tfinal: int
+    deltaT: int
+
+
+class AdaLoraOptions(RankOptions):
+    """AdaLoRA (arXiv 2303.10512). Options carry PEFT's names; in the authors' scripts they are called
+
+    ================== ===================================================================
+    ``init_r``          ``lora_r``
+    ``tinit``           ``init_warmup``: the first steps, at the initial rank
+    ``tfinal``          ``final_warmup``: the *last* steps, at the final ranks; it counts back from the end of training
+    ``deltaT``          ``mask_interval``
+    ``orth_reg_weight`` ``reg_orth_coef``
+    ================== ===================================================================
+
+    Between `tinit` and ``total_steps - tfinal`` the total rank falls along a cubic curve.
+    """
+
+    init_r: int | None = Field(default=None, ge=1)
+    """Initial rank per module; null for `init_r_factor` times the budget."""
+    init_r_factor: float = Field(default=1.5, gt=1)
+    """Initial over target rank, the product rounded up."""
+    tinit: int | None = Field(default=None, ge=0)
+    """Steps before ranks are cut; null for `tinit_fraction` of all steps."""
+    tfinal: int | None = Field(default=None, ge=0)
+    """Steps after the last cut; null for `tfinal_fraction` of all steps."""
+    tinit_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of all steps before ranks are cut (the authors' scripts: 0.09 to 0.22)."""
+    tfinal_fraction: float = Field(default=0.5, ge=0, lt=1)
+    """Share of all steps after the last cut (the authors' scripts: 0.31 to 0.58)."""
+    deltaT: int = Field(default=10, ge=1)
+    """Steps between two cuts."""
+    beta1: float = Field(default=0.85, gt=0, lt=1)
+    """Decay of the smoothed sensitivity."""
+    beta2: float = Field(default=0.85, gt=0, lt=1)
+    """Decay of the smoothed uncertainty."""
+    orth_reg_weight: float = Field(default=0.1, ge=0)
+    """Coefficient of the orthogonality regulariser, the mean of ||A A^T - I||_F and ||B^T B - I||_F."""
+
+    def schedule(self, target_r: int, total_steps: int) -> AdaLoraSchedule:
+        """Everything in steps and ranks, for a run of `total_steps` that ends at `target_r` per module."""
+        return AdaLoraSchedule(
+            init_r=math.ceil(self.init_r_factor * target_r) if self.init_r is None else self.init_r,
+            tinit=round(self.tinit_fraction * total_steps) if self.tinit is None else self.tinit,
+            tfinal=round(self.tfinal_fraction * total_steps) if self.tfinal is None else self.tfinal,
+            deltaT=self.deltaT,
+        )
+
+    def check(self, budget: int | None, recipe: Recipe, shapes: Shapes, field: str = "options") -> None:
+        super().check(budget, recipe, shapes, field)
+        assert budget is not None
+        schedule = self.schedule(budget, recipe.total_steps)
+        if schedule.init_r <= budget:
+            raise ConfigError(f"{field}.init_r", f"{schedule.init_r} must exceed the budget, rank {budget}")
+        check_rank(schedule.init_r, shapes, f"{field}.init_r")
+        cutting = recipe.total_steps - schedule.tinit - schedule.tfinal
+        if cutting < schedule.deltaT:
+            given = f"tinit {schedule.tinit} + tfinal {schedule.tfinal}"
+            raise ConfigError(
+                f"{field}.tfinal",
+                f"{given} leave {cutting} of {recipe.total_steps} training steps for cutting ranks; "
+                f"at least deltaT ({schedule.deltaT}) are needed. Lower tinit, tfinal or deltaT, or train longer",
+            )
+
+
 class AdaLora(PeftAdaptation):
     """AdaLoRA while it trains.
 
     Args:
-        peft_model: with one AdaLoRA adapter.
-        plan: the training to come.
-        shapes: the adapted matrices.
-        orth_reg_weight: coefficient of the orthogonality regulariser.
+        setup: what the method was asked for.
+        config: of PEFT.
     """
 
-    def __init__(self, peft_model: PeftModel, plan: TrainingPlan, shapes: Shapes, orth_reg_weight: float):
-        super().__init__(peft_model, plan, shapes)
-        self._orth_reg_weight = orth_reg_weight
-        tuner = peft_model.base_model
-        assert isinstance(tuner, AdaLoraModel)
-        self._tuner = tuner
-        config = peft_model.peft_config[_ADAPTER]
-        assert isinstance(config, AdaLoraConfig)
-        self._config = config
+    def __init__(self, setup: Setup[AdaLoraOptions], config: AdaLoraConfig):
+        super().__init__(setup, config)
+        self._config, self._tuner = config, cast("AdaLoraModel", self.peft_model.base_model)
         get = self.model.get_parameter
-        for name in shapes:
+        for name in self.shapes:
             get(f"{name}.ranknum.{_ADAPTER}").requires_grad_(False)
         # A (init_r, in) and B (out, init_r) of every module: PEFT never replaces them
-        self._a: list[Tensor] = [get(f"{name}.lora_A.{_ADAPTER}") for name in shapes]
-        self._b: list[Tensor] = [get(f"{name}.lora_B.{_ADAPTER}") for name in shapes]
+        self._a: list[Tensor] = [get(f"{name}.lora_A.{_ADAPTER}") for name in self.shapes]
+        self._b: list[Tensor] = [get(f"{name}.lora_B.{_ADAPTER}") for name in self.shapes]
         self._events: list[dict[str, Any]] = []
         self._recorded = self.ranks()
 
@@ -66,7 +133,7 @@ class AdaLora(PeftAdaptation):
         """Score and cut (PEFT's rank allocator); reads the gradients of this step."""
         self._tuner.update_and_allocate(step)
         ranks = self.ranks()
-        cutting_ends = step == self.plan.total_steps - self._config.tfinal
+        cutting_ends = step == self.recipe.total_steps - self._config.tfinal
         if sum(ranks.values()) != sum(self._recorded.values()) or (cutting_ends and ranks != self._recorded):
             changed = {name: ranks[name] - before for name, before in self._recorded.items() if ranks[name] != before}
             self._events.append({"step": step, "grown": changed, "total_rank": sum(ranks.values())})
@@ -102,15 +169,28 @@ class AdaLora(PeftAdaptation):
 
         What ``AdaLoraModel.forward`` adds to a loss, with one batch of products per shape in place of one per matrix.
         """
-        if not self._orth_reg_weight:
+        import torch
+
+        if not self._config.orth_reg_weight:
             return None
         every = [torch.ones(len(a), dtype=torch.bool, device=a.device) for a in self._a]
-        return self._orth_reg_weight * orthogonality_loss(self._a, self._b, every, "frobenius")
+        deviations = _gram_deviations([*self._a, *(b.T for b in self._b)], [*every, *every])
+        # the norm's gradient at 0 is NaN for an exactly orthogonal matrix; the clamp makes it 0 there
+        norms = [deviation.square().sum((1, 2)).clamp_min(1e-24).sqrt() for deviation in deviations]
+        return self._config.orth_reg_weight * torch.cat(norms).mean()
 
     def orthogonality(self) -> tuple[float, float]:
+        import torch
+
         active = self.active()
         masks = [torch.tensor(active[name], device=a.device) for name, a in zip(self.shapes, self._a, strict=True)]
-        return orthogonality(self._a, masks), orthogonality([b.T for b in self._b], masks)
+
+        def mean(matrices: list[Tensor]) -> float:
+            with torch.no_grad():
+                deviations = _gram_deviations(matrices, masks)
+            return sum(float(deviation.square().sum()) for deviation in deviations) / len(matrices)
+
+        return mean(self._a), mean([b.T for b in self._b])
 
     # Counts
 
@@ -119,13 +199,12 @@ class AdaLora(PeftAdaptation):
         cut = self.peak_trainable() - svd_parameters(self.shapes, self.ranks())
         return ParameterCount(allocated.trainable - cut, allocated.head, allocated.total - cut)
 
-    def budget_parameters(self) -> int:
-        return svd_parameters(self.shapes, uniform_ranks(self.shapes, self._config.target_r))
-
     # State
 
     def weights(self) -> dict[str, Tensor]:
         """Trainable tensors, and a mask (init_r,) of the components that are not cut for every module."""
+        import torch
+
         masks = {f"{name}{_MASK}": torch.tensor(mask) for name, mask in self.active().items()}
         return super().weights() | masks
 
@@ -156,23 +235,51 @@ class AdaLora(PeftAdaptation):
                 self._recorded[name] += change
 
 
-def prepare_adalora(setup: Setup[AdaLoraOptions]) -> Adaptation:
+def _gram_deviations(matrices: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+    """``M M^T - diag(mask)`` of every matrix with components as rows, masked; one batch (matrices, r, r) per shape."""
+    import torch
+
+    by_shape: dict[torch.Size, list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        by_shape.setdefault(matrix.shape, []).append(index)
+    deviations = []
+    for members in by_shape.values():
+        stacked = torch.stack([matrices[index] for index in members])
+        mask = torch.stack([masks[index] for index in members]).to(stacked.dtype)
+        with torch.autocast(stacked.device.type, enabled=False):  # a difference from I does not survive bfloat16
+            products = torch.bmm(stacked, stacked.transpose(1, 2)) * (mask.unsqueeze(1) * mask.unsqueeze(2))
+        deviations.append(products - torch.diag_embed(mask))
+    return deviations
+
+
+def prepare(setup: Setup[AdaLoraOptions]) -> Adaptation:
     """AdaLoRA with a final average rank of `budget`."""
-    options = setup.options
-    shapes = target_shapes(setup.model, setup.target_modules)
-    schedule = options.schedule(setup.size, setup.plan.total_steps)
+    from peft import AdaLoraConfig
+
+    options, total_steps = setup.options, setup.recipe.total_steps
     config = AdaLoraConfig(
         target_r=setup.size,
-        init_r=schedule.init_r,
-        tinit=schedule.tinit,
-        tfinal=schedule.tfinal,
-        deltaT=schedule.deltaT,
         beta1=options.beta1,
         beta2=options.beta2,
         orth_reg_weight=options.orth_reg_weight,
-        total_step=setup.plan.total_steps,
+        total_step=total_steps,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
         target_modules=setup.target_modules,
+        **asdict(options.schedule(setup.size, total_steps)),
     )
-    return AdaLora(inject(setup.model, config), setup.plan, shapes, options.orth_reg_weight)
+    return AdaLora(setup, config)
+
+
+METHOD = Method(
+    kind="adalora",
+    title="AdaLoRA",
+    budget=RANK,
+    parameters=lambda shapes, rank: svd_parameters(shapes, uniform_ranks(shapes, rank)),
+    prepare=prepare,
+    look=Look("#009E73", "^"),
+    options=AdaLoraOptions,
+    allocates=True,
+    overhead=1.09,
+    paper_memory=PaperMemory("6mr", lambda m, r: 6 * m * r),  # started at twice the target rank
+)

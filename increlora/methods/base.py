@@ -9,27 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
-
-import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from increlora.errors import ConfigError, IncreLoraError
-from increlora.methods.options import Options
-from increlora.methods.plan import TrainingPlan
+from increlora.methods.families import head_modules
+from increlora.methods.method import Options, Recipe
+from increlora.methods.ranks import Shapes
 
-__all__ = [
-    "Adaptation",
-    "AllocationError",
-    "ParameterCount",
-    "Setup",
-    "TrainingPlan",
-    "head_modules",
-    "head_parameters",
-    "linear_schedule",
-    "target_shapes",
-]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.optim.lr_scheduler import LRScheduler
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -62,19 +52,21 @@ class Setup(Generic[OptionsT]):
 
     Attributes:
         model: a Transformers sequence classification model, which the method changes in place.
-        plan: the training to come.
+        recipe: the training to come.
         options: the method's own options, checked.
         budget: rank per module or bottleneck width, checked; None for a method without one.
         target_modules: regular expression over full module names: the matrices of low-rank methods.
+        shapes: these matrices.
         ranks: a finished run's rank per module, for retraining (Table 3).
     """
 
     model: nn.Module
-    plan: TrainingPlan
+    recipe: Recipe
     options: OptionsT
     budget: int | None = None
     target_modules: str = ""
-    ranks: Mapping[str, int] | None = field(default=None)
+    shapes: Shapes = field(default_factory=dict)
+    ranks: Mapping[str, int] | None = None
 
     @property
     def size(self) -> int:
@@ -89,16 +81,19 @@ class Adaptation:
 
     Attributes:
         model: called as ``model(**batch)``, returns an output with ``.logits`` and, given labels, the task's ``.loss``.
-        plan: the training to come.
+        recipe: the training to come.
         head: names of the head's parameters in `model`.
+        budget_parameters: trainable numbers at the nominal budget, which `parameters` is held against; set by
+            `increlora.methods.registry.prepare`.
         counts_head: whether `parameters` counts the head as trainable (full fine-tuning only).
     """
 
     counts_head: bool = False
+    budget_parameters: int
 
-    def __init__(self, model: nn.Module, plan: TrainingPlan):
+    def __init__(self, model: nn.Module, recipe: Recipe):
         self.model = model
-        self.plan = plan
+        self.recipe = recipe
         self.head = frozenset(head_parameters(model))
 
     def named_trainable(self) -> dict[str, nn.Parameter]:
@@ -110,18 +105,20 @@ class Adaptation:
 
         Biases and LayerNorm weights are not decayed, as in Transformers' Trainer.
         """
-        trainable = self.named_trainable()
-        exempt = _undecayed(self.model)
+        import torch
+        from torch.optim.lr_scheduler import LambdaLR
+
+        recipe, trainable = self.recipe, self.named_trainable()
+        exempt = undecayed(self.model)
         groups = [
-            {"params": [p for n, p in trainable.items() if n not in exempt], "weight_decay": self.plan.weight_decay},
+            {"params": [p for n, p in trainable.items() if n not in exempt], "weight_decay": recipe.weight_decay},
             {"params": [p for n, p in trainable.items() if n in exempt], "weight_decay": 0.0},
         ]
         fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trainable.values())
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=self.plan.learning_rate, fused=fused
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], recipe.learning_rate, fused=fused)
+        return optimizer, LambdaLR(
+            optimizer, lambda step: linear_schedule(step, recipe.warmup_steps, recipe.total_steps)
         )
-        warmup, total = self.plan.warmup_steps, self.plan.total_steps
-        return optimizer, LambdaLR(optimizer, lambda step: linear_schedule(step, warmup, total))
 
     def penalty(self) -> Tensor | None:
         """Scalar that is added to the training loss of every micro-batch, and never to an evaluation loss."""
@@ -138,10 +135,6 @@ class Adaptation:
         head = sum(p.numel() for name, p in self.model.named_parameters() if name in self.head)
         total = sum(p.numel() for name, p in self.model.named_parameters() if not _NOT_IN_USE.search(name))
         return ParameterCount(trainable=self.peak_trainable(), head=head, total=total)
-
-    def budget_parameters(self) -> int:
-        """Trainable numbers at the nominal budget, from the shapes alone: what `parameters` is held against."""
-        return self.parameters().trainable
 
     def peak_trainable(self) -> int:
         """Most numbers that receive a gradient at any time of the training; the head counts as in `parameters`."""
@@ -170,6 +163,8 @@ class Adaptation:
         Raises:
             IncreLoraError: the weights belong to another method, budget or backbone.
         """
+        import torch
+
         trainable = self.named_trainable()
         if mismatch := weights.keys() ^ trainable.keys():
             raise IncreLoraError(f"these weights do not fit this model; only one of them has {sorted(mismatch)[0]}")
@@ -214,25 +209,6 @@ def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
 
 
-def head_modules(model: nn.Module) -> list[str]:
-    """The task head: every top-level module beside the backbone that has parameters, and the backbone's pooler.
-
-    DeBERTa has its pooler beside the backbone, BERT has it inside (``bert.pooler``).
-
-    Raises:
-        ConfigError: the model does not say which of its modules is the backbone, or has nothing beside it.
-    """
-    backbone = getattr(model, "base_model_prefix", "")
-    children = dict(model.named_children())
-    if backbone not in children:
-        raise ConfigError("backbone.name", f"{type(model).__name__} is not a Transformers model with a task head")
-    inner = [f"{backbone}.pooler"] if getattr(children[backbone], "pooler", None) is not None else []
-    outer = [name for name, child in children.items() if name != backbone and any(True for _ in child.parameters())]
-    if not outer:
-        raise ConfigError("backbone.name", f"{type(model).__name__} has no head beside {backbone!r}")
-    return inner + outer
-
-
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of `head_modules`, before or after PEFT has wrapped them."""
     prefixes = tuple(f"{name}." for name in head_modules(model))
@@ -260,6 +236,8 @@ def target_shapes(model: nn.Module, target_modules: str) -> dict[str, tuple[int,
     Raises:
         ConfigError: no module matches, one that matches is not a linear layer, or it belongs to the head.
     """
+    from torch import nn
+
     try:
         pattern = re.compile(target_modules)
     except re.error as error:
@@ -279,7 +257,7 @@ def target_shapes(model: nn.Module, target_modules: str) -> dict[str, tuple[int,
     return shapes
 
 
-def _undecayed(model: nn.Module) -> set[str]:
+def undecayed(model: nn.Module) -> set[str]:
     """Names of the parameters without weight decay: biases and all of every LayerNorm."""
     exempt = {name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "bias"}
     for path, module in model.named_modules():

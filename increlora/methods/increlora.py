@@ -1,49 +1,170 @@
-"""IncreLoRA and its ablations, and SVD-form LoRA retrained from a saved rank distribution (Table 3).
+"""IncreLoRA (arXiv 2308.12043) and its ablations, by the package's own tuner. Only this file calls `increlora.tuner`.
 
-Both are the project's own tuner: `increlora.tuner` with growth, and with growth off and given ranks.
+The options are the fields of `increlora.tuner.IncreLoraConfig`: `TunerOptions.check` validates them by making one. That
+imports PEFT, so reading a config takes them as they are.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
-import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
 from increlora.errors import ConfigError
-from increlora.methods.base import Adaptation, AllocationError, ParameterCount, Setup, target_shapes
-from increlora.methods.lora import PeftAdaptation, inject
-from increlora.methods.options import IncreLoraOptions, SvdLoraOptions
+from increlora.methods.base import Adaptation, AllocationError, ParameterCount, Setup
+from increlora.methods.method import (
+    RANK,
+    Component,
+    Look,
+    Method,
+    Options,
+    PaperMemory,
+    Recipe,
+    check_rank,
+    options_error,
+)
+from increlora.methods.peft_models import PeftAdaptation
 from increlora.methods.ranks import Shapes, svd_parameters, uniform_ranks
-from increlora.tuner import IncreLoraConfig, create_optimizer, find_tuner
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from increlora.tuner import IncreLoraConfig
+
+_SET_BY_THE_STUDY = {
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    *("target_r", "rank_pattern", "total_step", "bias", "fan_in_fan_out"),
+}
+"""Fields of `IncreLoraConfig` that follow from other parts of a study's config."""
+
+
+class TunerOptions(Options):
+    """Fields of `increlora.tuner.IncreLoraConfig`, and the preset that those which are null follow."""
+
+    model_config = ConfigDict(extra="allow")
+
+    preset: Literal["paper", "code"] = "paper"
+    """The paper's equations, or what the authors' code computes."""
+
+    spelled_out: ClassVar[dict[str, Any]] = {
+        **{"lora_alpha": 16, "lora_dropout": 0.0},
+        **dict.fromkeys(("scaling", "orth_reg_weight", "orth_reg", "init_std")),
+    }
+    """What a run's settings hold even where a config says nothing.
+
+    Digests of finished runs depend on it, so it never changes: a field that `IncreLoraConfig` gains is in the settings
+    of the runs that set it.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, given: Any) -> Any:
+        return {**cls.spelled_out, **given} if isinstance(given, Mapping) else given
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """The fields of `IncreLoraConfig` that a study may set."""
+        return set(cls.spelled_out)
+
+    def tuner_config(self, **own: Any) -> IncreLoraConfig:
+        """The tuner's config with these options and further fields of it, which win.
+
+        Raises:
+            ConfigError: an option is unknown or wrong; the error's field is the option's name.
+        """
+        from increlora.tuner import IncreLoraConfig
+
+        model = _typed(frozenset(self.names()))
+        try:
+            options = model.model_validate(self.model_dump(exclude={"preset"}), strict=True)
+        except ValidationError as error:
+            raise options_error(error, model) from None
+        return IncreLoraConfig.from_preset(self.preset, **{**options.model_dump(exclude_none=True), **own})
+
+    def check(self, budget: int | None, recipe: Recipe, shapes: Shapes, field: str = "options") -> None:
+        check_rank(budget, shapes, "budget")
+        assert budget is not None
+        try:
+            self._check(budget, recipe, shapes)
+        except ConfigError as error:
+            raise ConfigError(f"{field}.{error.field}", str(error).removeprefix(f"{error.field}: ")) from None
+
+    def _check(self, budget: int, recipe: Recipe, shapes: Shapes) -> None:
+        self.tuner_config(target_r=None, init_r=budget)
+
+
+class IncreLoraOptions(TunerOptions):
+    """Options of IncreLoRA and its ablations."""
+
+    spelled_out: ClassVar[dict[str, Any]] = {
+        **TunerOptions.spelled_out,
+        **dict.fromkeys(("init_r", "tinit", "deltaT", "top_h", "growth_end", "ranks_per_event")),
+        **dict.fromkeys(("beta1", "beta2", "score_reduction", "score_window", "reserve_lambda")),
+        **{"advance_learning": True, "restart_warmup": True, "allow_overshoot": False},
+    }
+
+    @classmethod
+    def names(cls) -> set[str]:
+        from peft import PeftConfig
+
+        from increlora.tuner import IncreLoraConfig
+
+        everything, inherited = ({field.name for field in fields(one)} for one in (IncreLoraConfig, PeftConfig))
+        return everything - inherited - _SET_BY_THE_STUDY
+
+    def _check(self, budget: int, recipe: Recipe, shapes: Shapes) -> None:
+        from increlora.tuner.allocation import resolve_schedule
+
+        config = self.tuner_config(target_r=budget)
+        if budget <= config.init_r:
+            raise ConfigError("init_r", f"{config.init_r} must be below the budget, rank {budget}, to leave growth")
+        resolve_schedule(
+            config,
+            total_step=recipe.total_steps,
+            warmup_steps=recipe.warmup_steps,
+            modules=len(shapes),
+            initial_rank=config.init_r * len(shapes),
+            budget=budget * len(shapes),
+        )
+
+
+@functools.cache
+def _typed(names: frozenset[str]) -> type[BaseModel]:
+    """A model of these fields of `IncreLoraConfig`, each of its type or null."""
+    from increlora.tuner import IncreLoraConfig
+
+    hints = get_type_hints(IncreLoraConfig)
+    typed: dict[str, Any] = {name: (hints[name] | None, None) for name in sorted(names)}
+    return create_model("IncreLoraConfig", __base__=Options, **typed)
 
 
 class SvdLora(PeftAdaptation):
-    """LoRA in the form ``s B diag(lambda) A`` at the ranks of its config.
+    """LoRA in the form ``s B diag(lambda) A`` at the ranks of its config."""
 
-    Args:
-        setup: what the method was asked for.
-        config: of the tuner.
-    """
+    def __init__(self, setup: Setup[Any], config: IncreLoraConfig):
+        from increlora.tuner import find_tuner
 
-    def __init__(self, setup: Setup[Any], config: IncreLoraConfig, shapes: Shapes):
-        super().__init__(inject(setup.model, config), setup.plan, shapes)
-        self._budget = setup.size
+        super().__init__(setup, config)
+        self._config, self._budget = config, setup.size
         self._tuner = find_tuner(self.peft_model)
 
     def optimizer(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """The tuner's AdamW, in which every component has its own age; its state dict holds the state of growth."""
-        plan = self.plan
+        from increlora.tuner import create_optimizer
+
+        recipe = self.recipe
         return create_optimizer(
             self.peft_model,
-            lr=plan.learning_rate,
-            total_steps=plan.total_steps,
-            warmup_steps=plan.warmup_steps,
-            gradient_accumulation_steps=plan.gradient_accumulation,
-            weight_decay=plan.weight_decay,
+            lr=recipe.learning_rate,
+            total_steps=recipe.total_steps,
+            warmup_steps=recipe.warmup_steps,
+            gradient_accumulation_steps=recipe.gradient_accumulation,
+            weight_decay=recipe.weight_decay,
         )
 
     def before_step(self, step: int) -> None:
@@ -63,27 +184,24 @@ class SvdLora(PeftAdaptation):
         active, every = self._tuner.active_parameters(), super().parameters()
         return ParameterCount(active, every.head, every.total - stored + active)
 
-    def budget_parameters(self) -> int:
-        return svd_parameters(self.shapes, uniform_ranks(self.shapes, self._budget))
-
     def peak_trainable(self) -> int:
         return svd_parameters(self.shapes, self.ranks())
 
     def weights(self) -> dict[str, Tensor]:
         """The active components and the head, as the saved adapter has them."""
+        from peft import get_peft_model_state_dict
+
         state = get_peft_model_state_dict(self.peft_model, save_embedding_layers=False)
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        from peft import set_peft_model_state_dict
+
         set_peft_model_state_dict(self.peft_model, dict(weights))
 
 
 class IncreLora(SvdLora):
     """IncreLoRA while it trains."""
-
-    def __init__(self, setup: Setup[Any], config: IncreLoraConfig, shapes: Shapes):
-        super().__init__(setup, config, shapes)
-        self._config = config
 
     def events(self) -> list[dict[str, Any]]:
         return self._tuner.growth_events()
@@ -102,24 +220,40 @@ class IncreLora(SvdLora):
             raise AllocationError(f"IncreLoRA ended at total rank {total}, above its budget of {budget}")
 
 
-def prepare_increlora(setup: Setup[IncreLoraOptions]) -> Adaptation:
+def prepare(setup: Setup[IncreLoraOptions]) -> Adaptation:
     """IncreLoRA with a final average rank of `budget`."""
-    shapes = target_shapes(setup.model, setup.target_modules)
-    config = setup.options.tuner_config(target_modules=setup.target_modules, target_r=setup.size)
-    return IncreLora(setup, config, shapes)
+    return IncreLora(setup, setup.options.tuner_config(target_modules=setup.target_modules, target_r=setup.size))
 
 
-def prepare_svd_lora(setup: Setup[SvdLoraOptions]) -> Adaptation:
-    """Fresh SVD-form LoRA at the ranks of a finished run.
+_SCORES = {
+    "mean": "mean of |ΔW · grad| over its entries (paper)",
+    "sum_sqrt": "sum of |ΔW · grad| over the root of the number of entries (authors' code)",
+}
+_SCORE_OF_PRESET = {"paper": "mean", "code": "sum_sqrt"}
 
-    Raises:
-        ConfigError: the distribution belongs to other modules.
-    """
-    shapes = target_shapes(setup.model, setup.target_modules)
-    ranks = dict(setup.ranks or {})
-    if difference := ranks.keys() ^ shapes.keys():
-        raise ConfigError("ranks_from", f"the saved ranks do not fit this backbone: {sorted(difference)[0]}")
-    config = setup.options.tuner_config(
-        target_modules=setup.target_modules, target_r=None, init_r=setup.size, rank_pattern=ranks
-    )
-    return SvdLora(setup, config, shapes)
+
+def _note(runs: list[Mapping[str, Any]]) -> str:
+    """Which preset and importance score the runs were made with."""
+    presets = {options["preset"] for options in runs}
+    scores = {options["score_reduction"] or _SCORE_OF_PRESET[options["preset"]] for options in runs}
+    used = " and ".join(_SCORES[name] for name in sorted(scores))
+    return f"IncreLoRA: preset {' and '.join(sorted(presets))}; importance score: {used}."
+
+METHOD = Method(
+    kind="increlora",
+    title="IncreLoRA",
+    budget=RANK,
+    parameters=lambda shapes, rank: svd_parameters(shapes, uniform_ranks(shapes, rank)),
+    prepare=prepare,
+    look=Look("#D55E00", "o"),
+    options=IncreLoraOptions,
+    allocates=True,
+    overhead=1.09,
+    paper_memory=PaperMemory("3m(r+1)", lambda m, r: 3 * m * (r + 1)),
+    components=(
+        Component("orth", "OR", "orthogonality regulariser", lambda options: options["orth_reg_weight"] != 0),
+        Component("advance", "AL", "advance learning", lambda options: options["advance_learning"]),
+        Component("restart", "RW", "restarted warmup", lambda options: options["restart_warmup"]),
+    ),
+    note=_note,
+)

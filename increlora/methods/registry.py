@@ -1,92 +1,45 @@
-"""Every method by name: what its budget means, which options it has and where its code is.
+"""Every method by name.
 
-To add a method, write three things and every table has its row:
-
-1. options: a subclass of `increlora.methods.options.Options` (or `Options` itself if there are none); its `check` says
-   which budgets are impossible;
-2. a function from a `increlora.methods.base.Setup` to an `Adaptation`, which changes ``setup.model`` in place, leaves
-   ``requires_grad`` on exactly what trains (the head included) and overrides of `Adaptation` what differs from plain
-   AdamW training;
-3. an entry in `METHODS` with the ``"module:function"`` of that function. It is imported when the first model is
-   prepared, so that reading a config costs neither torch nor PEFT.
+To add a method, write one file that ends with ``METHOD = Method(...)`` and add the file's name to `_FILES`: every table,
+figure, plan and check reads the rest from that entry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from increlora.errors import ConfigError, unknown
-from increlora.methods.options import (
-    AdaLoraOptions,
-    HoulsbyOptions,
-    IncreLoraOptions,
-    LoraOptions,
-    Options,
-    PfeifferOptions,
-    SvdLoraOptions,
-)
-from increlora.methods.plan import TrainingPlan
+from increlora.methods.method import Method, Options, Recipe, options_error
 from increlora.methods.ranks import Shapes
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PretrainedConfig
 
-    from increlora.methods.base import Adaptation, Setup
-    from increlora.training.settings import RunSettings
+    from increlora.methods.base import Adaptation, ParameterCount
 
-
-@dataclass(frozen=True)
-class Method:
-    """One way to fine-tune.
-
-    Attributes:
-        kind: its name in configs.
-        title: how tables print it.
-        budget_name: what a budget of this method is; None if it has none.
-        options: model of its options.
-        entry: ``"module:function"`` of its `prepare`.
-        allocates: whether its runs end with a rank per module that was found in training.
-        needs_ranks: whether it starts from such a distribution of a finished run.
-    """
-
-    kind: str
-    title: str
-    budget_name: Literal["rank", "bottleneck"] | None
-    options: type[Options]
-    entry: str
-    allocates: bool = False
-    needs_ranks: bool = False
-
-    @property
-    def prepare(self) -> Callable[[Setup[Any]], Adaptation]:
-        """The function that prepares a model; imports its module."""
-        module, _, function = self.entry.partition(":")
-        return getattr(import_module(module), function)
-
-
-_HERE = "increlora.methods"
+_FILES = (
+    "full_ft",
+    "bitfit",
+    "hadapter",
+    "padapter",
+    "lora",
+    "adalora",
+    "increlora",
+    "svd_lora",
+)
 
 METHODS: dict[str, Method] = {
-    method.kind: method
-    for method in (
-        Method("full_ft", "Full FT", None, Options, f"{_HERE}.full:prepare_full_ft"),
-        Method("bitfit", "BitFit", None, Options, f"{_HERE}.full:prepare_bitfit"),
-        Method("hadapter", "HAdapter", "bottleneck", HoulsbyOptions, f"{_HERE}.adapters:prepare_hadapter"),
-        Method("padapter", "PAdapter", "bottleneck", PfeifferOptions, f"{_HERE}.adapters:prepare_padapter"),
-        Method("lora", "LoRA", "rank", LoraOptions, f"{_HERE}.lora:prepare_lora"),
-        Method("adalora", "AdaLoRA", "rank", AdaLoraOptions, f"{_HERE}.adalora:prepare_adalora", allocates=True),
-        Method(
-            "increlora", "IncreLoRA", "rank", IncreLoraOptions, f"{_HERE}.increlora:prepare_increlora", allocates=True
-        ),
-        Method("svd_lora", "SVD-LoRA", "rank", SvdLoraOptions, f"{_HERE}.increlora:prepare_svd_lora", needs_ranks=True),
-    )
+    method.kind: method for method in (import_module(f"increlora.methods.{file}").METHOD for file in _FILES)
 }
 """Every method by kind, in the order of the paper's Table 1."""
+
+REFERENCE = METHODS["lora"]
+"""The method that costs are given as multiples of."""
 
 
 def get_method(kind: str, field: str = "kind") -> Method:
@@ -109,24 +62,21 @@ def validate_options(kind: str, options: Mapping[str, Any], field_prefix: str = 
         field_prefix: dotted path of the options in the config.
 
     Raises:
-        ConfigError: names the first option that is unknown or wrong, and what is allowed.
+        ConfigError: names the first option that is unknown or wrong, and what is allowed. Options of IncreLoRA are
+            looked at by `check_budget` only, which imports PEFT.
     """
     model = get_method(kind).options
     try:
         return model(**options)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise unknown(f"{field_prefix}.{name}", name, model.model_fields) from None
-        raise ConfigError(f"{field_prefix}.{name}", f"{first['msg']}, not {first['input']!r}") from None
+        raise options_error(error, model, f"{field_prefix}.") from None
 
 
 def check_budget(
     kind: str,
     budget: int | None,
     options: Options,
-    plan: TrainingPlan,
+    recipe: Recipe,
     shapes: Shapes,
     field_prefix: str = "options",
 ) -> None:
@@ -136,7 +86,7 @@ def check_budget(
         kind: name of the method.
         budget: rank per module, bottleneck width, or None.
         options: of that method.
-        plan: the training to come.
+        recipe: the training to come.
         shapes: the matrices that low-rank methods adapt, from `increlora.methods.base.target_shapes`.
         field_prefix: dotted path of the options in the config.
 
@@ -144,27 +94,37 @@ def check_budget(
         ConfigError: names the field to change.
     """
     method = get_method(kind)
-    if method.budget_name is None:
+    if method.budget is None:
         if budget is not None:
             raise ConfigError("budget", f"{budget} given, but {method.title} has no budget")
         return
     if budget is None or budget < 1:
-        raise ConfigError("budget", f"{method.title} needs a {method.budget_name} of at least 1, not {budget}")
-    options.check(budget, plan, shapes, field_prefix)
+        raise ConfigError("budget", f"{method.title} needs a {method.budget.name} of at least 1, not {budget}")
+    options.check(budget, recipe, shapes, field_prefix)
 
 
 def prepare(
-    settings: RunSettings, model: nn.Module, plan: TrainingPlan, ranks: Mapping[str, int] | None = None
+    kind: str,
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    budget: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    target_modules: str | None = None,
+    ranks: Mapping[str, int] | None = None,
 ) -> Adaptation:
     """Prepare a model for one run.
 
-    What a method adds is initialised from ``plan.seed`` alone, whatever random numbers were drawn before; the caller's
-    random state stays as it was.
+    What a method adds is initialised from ``recipe.seed`` alone, whatever random numbers were drawn before; the
+    caller's random state stays as it was.
 
     Args:
-        settings: kind, options, budget and target modules of the run.
+        kind: name of the method.
         model: a fresh Transformers sequence classification model; it is changed in place.
-        plan: the training to come.
+        recipe: the training to come.
+        budget: rank per module, bottleneck width, or None.
+        options: of the method.
+        target_modules: regular expression for the adapted matrices; None for those of the architecture's family.
         ranks: a finished run's rank per module, for methods that retrain from one.
 
     Raises:
@@ -173,14 +133,63 @@ def prepare(
     import torch
 
     from increlora.methods.base import Setup, target_shapes
+    from increlora.methods.families import target_modules as chosen_modules
 
-    method = get_method(settings.kind)
-    options = validate_options(settings.kind, settings.options)
-    target_modules = settings.backbone.target_modules
-    shapes = target_shapes(model, target_modules) if method.budget_name == "rank" else {}
-    check_budget(settings.kind, settings.budget, options, plan, shapes)
+    method = get_method(kind)
+    chosen = validate_options(kind, options or {})
+    shapes, pattern = {}, ""
+    if method.budget is not None and method.budget.name == "rank":
+        pattern = chosen_modules(model.config.model_type, target_modules)
+        shapes = target_shapes(model, pattern)
+    check_budget(kind, budget, chosen, recipe, shapes)
     if method.needs_ranks and ranks is None:
         raise ConfigError("ranks_from", f"{method.title} needs the rank distribution of a finished run")
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(plan.seed)
-        return method.prepare(Setup(model, plan, options, settings.budget, target_modules, ranks))
+        torch.default_generator.manual_seed(recipe.seed)
+        adaptation = method.prepare(Setup(model, recipe, chosen, budget, pattern, shapes, ranks))
+    by_shape = method.parameters != "build" and budget is not None
+    adaptation.budget_parameters = (
+        method.parameters(shapes, budget) if by_shape else adaptation.parameters().trainable  # type: ignore[operator]
+    )
+    return adaptation
+
+
+def meta_model(config: PretrainedConfig) -> nn.Module:
+    """The sequence classification model of a config, without memory; ``config.num_labels`` sizes its head."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+
+
+def count(kind: str, budget: int | None, config: PretrainedConfig, target_modules: str | None = None) -> ParameterCount:
+    """Parameters of a method at its nominal budget, without weights: what a plan prints before anything is trained.
+
+    Args:
+        kind: name of the method.
+        budget: rank per module, bottleneck width, or None.
+        config: of the backbone, with ``num_labels``.
+        target_modules: as in `prepare`.
+
+    Returns:
+        Counts at the budget: methods that allocate may end elsewhere, as modules differ in size.
+
+    Raises:
+        ConfigError: the method, the modules or the backbone's architecture are not known.
+    """
+    from increlora.methods.base import ParameterCount, Setup, head_parameters, target_shapes
+    from increlora.methods.families import target_modules as chosen_modules
+
+    method, model = get_method(kind), meta_model(config)
+    setup = Setup(model, _ANY_RECIPE, method.options(), budget)
+    if method.parameters == "build":
+        return method.prepare(setup).parameters()
+    shapes = target_shapes(model, chosen_modules(config.model_type, target_modules))
+    trainable = method.parameters(shapes, setup.size)
+    backbone = sum(parameter.numel() for parameter in model.parameters())
+    head = sum(parameter.numel() for parameter in head_parameters(model).values())
+    return ParameterCount(trainable, head, backbone + trainable)
+
+
+_ANY_RECIPE = Recipe(total_steps=1, warmup_steps=0, learning_rate=1e-3, weight_decay=0.0, seed=0)

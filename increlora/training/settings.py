@@ -8,30 +8,44 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PROTOCOL = 1
-"""Raised when the meaning of the same settings changes, so that old records no longer count as theirs."""
+from increlora.glue.tasks import Task
+from increlora.methods.method import Recipe
+from increlora.methods.registry import get_method
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy and torch both take as a seed."""
+
+
+class Steps(NamedTuple):
+    """Optimizer steps."""
+
+    total: int
+    per_epoch: int
+    warmup: int
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Backbone(_Settings):
     """The pretrained model."""
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")
     """Hub name, or the name under which a built-in backbone is cached."""
     path: str | None = None
     """Local folder in Hub layout that is used instead of the Hub."""
     revision: str | None = None
     """Hub revision; the commit makes a run reproducible."""
-    target_modules: str
-    """Regular expression over full module names: the matrices that LoRA-like methods adapt."""
+    target_modules: str | None = None
+    """Regular expression over full module names: the matrices that low-rank methods adapt. Null: the six matrices of
+    every layer, where `increlora.methods.families` knows the architecture."""
     pretrain: dict[str, Any] | None = None
     """Settings of the workflow's own pretraining (`increlora.training.pretrain_settings`); null for the Hub."""
 
@@ -49,7 +63,7 @@ class Data(_Settings):
     """Use the first so many training examples; null for all."""
     eval_rows: int | None = Field(default=None, ge=1)
     """Use the first so many evaluation examples of each split; null for all."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the built-in generator."""
 
     @model_validator(mode="after")
@@ -58,11 +72,20 @@ class Data(_Settings):
             raise ValueError("source 'local' needs `path`, the folder of the data set")
         return self
 
+    def rows(self, task: Task) -> tuple[int, int]:
+        """Training examples, and evaluation examples over all evaluation splits, as far as these settings tell."""
+        train, evaluation, splits = task.train_rows, task.eval_rows, len(task.eval_splits)
+        if self.source == "builtin":
+            from increlora.glue.corpus import EVAL_ROWS, TRAIN_ROWS
+
+            return self.train_rows or TRAIN_ROWS, (self.eval_rows or EVAL_ROWS) * splits
+        return min(train, self.train_rows or train), min(evaluation, (self.eval_rows or evaluation) * splits)
+
 
 class Training(_Settings):
     """How one run is trained."""
 
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(gt=0)
     """Peak learning rate of AdamW."""
     epochs: float = Field(default=3.0, gt=0)
     """Passes over the training set."""
@@ -91,6 +114,13 @@ class Training(_Settings):
     length_grouping: bool = True
     """Batch examples of similar length together."""
 
+    def steps(self, examples: int) -> Steps:
+        """Steps of a run on so many training examples: in all, per epoch, and of the warmup."""
+        per_epoch = math.ceil(examples / self.batch_size)
+        total = self.max_steps or math.ceil(self.epochs * per_epoch)
+        warmup = self.warmup_steps if self.warmup_steps is not None else math.ceil(self.warmup_ratio * total)
+        return Steps(total, per_epoch, warmup)
+
 
 class RanksFrom(_Settings):
     """The finished run whose rank distribution a retraining run starts from (Table 3)."""
@@ -112,7 +142,7 @@ class RunSettings(_Settings):
     """Registry name of the method (`increlora.methods`)."""
     budget: int | None = None
     """Average rank per module, or bottleneck width for the adapters; null where a method has no budget."""
-    seed: int = 0
+    seed: Seed = 0
     options: dict[str, Any] = {}
     """Options of the method, checked by its registry entry."""
     backbone: Backbone
@@ -121,7 +151,20 @@ class RunSettings(_Settings):
     ranks_from: RanksFrom | None = None
     ranks_source: str | None = None
     """Digest of the run named by `ranks_from`, so that a change there is a change here."""
-    protocol: int = PROTOCOL
+    protocol: int = Field(default_factory=lambda given: get_method(given["kind"]).protocol)
+    """`Method.protocol` when the run was made."""
+
+    def recipe(self, examples: int) -> Recipe:
+        """What a method may know of this run on so many training examples."""
+        steps, training = self.training.steps(examples), self.training
+        return Recipe(
+            total_steps=steps.total,
+            warmup_steps=steps.warmup,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            seed=self.seed,
+            gradient_accumulation=training.gradient_accumulation,
+        )
 
     @property
     def digest(self) -> str:

@@ -8,62 +8,22 @@ an entry never goes stale; deleting the whole folder costs time and nothing else
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
-import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from filelock import FileLock, Timeout
+
+from increlora.training.record import Record, RecordError, read_record, write_record
 from increlora.training.settings import RunSettings
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]
-
-
-class RecordError(ValueError):
-    """A file is not a whole, self-consistent record."""
-
-
-def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Writes a record whole or not at all: to a temporary file beside it, synced to disk, then renamed.
-
-    Each block of the record is one line, so that a difference between two records shows which block it is in.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    blocks = (f"{json.dumps(name)}: {json.dumps(block, allow_nan=False)}" for name, block in record.items())
-    content = "{\n" + ",\n".join(blocks) + "\n}\n"
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def read_record(path: str | Path) -> Record:
-    """Reads a record and checks that its digest is that of the settings it stores.
-
-    Raises:
-        RecordError: if the file is not such a record; the message says why.
-    """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        given = record["run"]["digest"]
-        settings = RunSettings.model_validate(record["run"]["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"not a record: {str(error).splitlines()[0]} ({type(error).__name__})") from None
-    if settings.digest != given:
-        raise RecordError(f"its digest is {given}, but its settings have {settings.digest}")
-    return record
+HALF_WRITTEN_SECONDS = 3600.0
+"""Age from which a temporary file was left behind by a process that was killed."""
 
 
 class Store:
@@ -79,6 +39,20 @@ class Store:
     def path(self, digest: str) -> Path:
         return self.root / digest[:2] / f"{digest}.json"
 
+    @contextlib.contextmanager
+    def claim(self, digest: str) -> Iterator[None]:
+        """Hold a run for this process until the block ends; wait as long as another process trains it."""
+        lock = FileLock(self.root / "locks" / f"{digest}.lock")
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("%s is being trained by another process; waiting for it", digest)
+            lock.acquire()
+        with lock:
+            lock.release()  # the inner of two acquisitions
+            yield
+
     def get(self, digest: str) -> Record | None:
         """The finished run of this digest; None if there is none (or only a broken file)."""
         path = self.path(digest)
@@ -87,35 +61,40 @@ class Store:
         try:
             return read_record(path)
         except RecordError as error:
-            log.warning("ignoring %s: %s", path, error)
+            logger.warning("ignoring %s: %s", path, error)
             return None
 
-    def put(self, record: Mapping[str, Any]) -> None:
-        """Keeps a finished run; safe against being stopped half-way and against others writing the same run."""
-        write_record(self.path(record["run"]["digest"]), record)
+    def put(self, record: Record) -> None:
+        """Keep a finished run; safe against being stopped half-way and against others writing the same run."""
+        path = self.path(record.run.digest)
+        write_record(path, record)
+        for temporary in path.parent.glob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - temporary.stat().st_mtime > HALF_WRITTEN_SECONDS:
+                    temporary.unlink()
 
     def restore(self, settings: RunSettings) -> Record | None:
         """The finished run with these settings, under the study and method names of whoever asks for it."""
         record = self.get(settings.digest)
         if record is None:
             return None
-        names = settings.model_dump(mode="json", include={"study", "task", "method", "budget", "seed"})
-        return {**record, "run": {**record["run"], **names, "settings": settings.model_dump(mode="json")}}
+        names = {"study": settings.study, "method": settings.method, "settings": settings}
+        return record.model_copy(update={"run": record.run.model_copy(update=names)})
 
     def adopt(self, records_root: str | Path) -> int:
-        """Takes in the records below a folder (those of a fresh clone, say) that the store does not have yet.
+        """Take in the records below a folder (those of a fresh clone, say) that the store does not have yet.
 
         Returns:
-            The number of records taken in. Broken or inconsistent ones are skipped with a warning.
+            The number of records taken in. Those that `read_record` refuses are left out with a warning.
         """
         adopted = 0
         for path in sorted(Path(records_root).rglob("seed*.json")):
             try:
                 record = read_record(path)
             except RecordError as error:
-                log.warning("not adopting %s: %s", path, error)
+                logger.warning("not adopting %s: %s", path, error)
                 continue
-            if not self.path(record["run"]["digest"]).exists():
+            if not self.path(record.run.digest).exists():
                 self.put(record)
                 adopted += 1
         return adopted

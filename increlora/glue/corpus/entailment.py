@@ -142,7 +142,7 @@ def pair(relation: int, rng: random.Random, split: Split, genre: Genre = Genre.A
     raise AssertionError("same_choices is endless")
 
 
-def mnli_row(rng: random.Random, split: Split, genre: Genre) -> dict:
+def mnli_row(rng: random.Random, split: Split, genre: Genre = Genre.MATCHED) -> dict:
     """One MNLI row: 0 entailment, 1 neutral, 2 contradiction."""
     label = rng.randrange(3)
     first, second = pair(label, rng, split, genre)

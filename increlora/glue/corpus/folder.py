@@ -7,17 +7,7 @@ import tempfile
 from pathlib import Path
 
 from increlora.glue import corpus
-
-LABEL_NAMES = {
-    "cola": ("unacceptable", "acceptable"),
-    "sst2": ("negative", "positive"),
-    "mrpc": ("not_equivalent", "equivalent"),
-    "qqp": ("not_duplicate", "duplicate"),
-    "mnli": ("entailment", "neutral", "contradiction"),
-    "qnli": ("entailment", "not_entailment"),
-    "rte": ("entailment", "not_entailment"),
-}
-
+from increlora.glue.tasks import TASKS
 
 def write(path: Path, *, seed: int) -> None:
     """Write every task to ``path/<task>/<split>-00000-of-00001.parquet`` with a README that names the splits.
@@ -35,12 +25,12 @@ def write(path: Path, *, seed: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         header = ["---", "configs:"]
-        for task in corpus.DEFAULT_ROWS:
+        for task in corpus.names():
             header += [f"- config_name: {task}", "  data_files:"]
             (folder / task).mkdir()
             for split, rows in corpus.generate(task, seed=seed).items():
                 kinds = dict.fromkeys(rows[0], Value("string")) | {"idx": Value("int32")}
-                names = LABEL_NAMES.get(task)
+                names = TASKS[task].labels
                 kinds["label"] = ClassLabel(names=list(names)) if names else Value("float32")
                 file = f"{task}/{split}-00000-of-00001.parquet"
                 Dataset.from_list(rows, features=Features(kinds)).to_parquet(folder / file)

@@ -249,7 +249,12 @@ METHOD = Method(
     options=IncreLoraOptions,
     allocates=True,
     overhead=1.09,
-    paper_memory=PaperMemory("3m(r+1)", lambda m, r: 3 * m * (r + 1)),
+    paper_memory=PaperMemory(
+        "3m(r+1)",
+        lambda m, r: 3 * m * (r + 1),
+        "IncreLoRA keeps its factors in blocks of four rows while they grow, and a block has its moments before all of "
+        "its rows are used: at low ranks that is more than 3m(r+1).",
+    ),
     components=(
         Component("orth", "OR", "orthogonality regulariser", lambda options: options["orth_reg_weight"] != 0),
         Component("advance", "AL", "advance learning", lambda options: options["advance_learning"]),

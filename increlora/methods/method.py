@@ -98,6 +98,8 @@ class PaperMemory(NamedTuple):
     """In m, the numbers that one rank adds in every adapted matrix, and r, the average rank."""
     numbers: Callable[[float, int], float]
     """The formula as a function of m and r."""
+    note: str = ""
+    """Why measured numbers differ from it, for the table of costs."""
 
 
 class Component(NamedTuple):

@@ -81,13 +81,13 @@ def _row(
     peak, state = means["peak_trainable"], means["state_without_head"]
     runs = results.select(tasks, line.variant, line.budget)
     paper = method_of(results.study, line.variant).paper_memory
-    known = paper is not None and per_rank is not None and line.budget is not None
+    numbers = paper.numbers(per_rank, line.budget) if paper and per_rank is not None and line.budget else None
     return {
         **{"row": line.label, "method": line.variant, "budget": line.budget, "runs": len(runs), **means},
         "together": None if peak is None or state is None else peak + state,
         "paper_formula": paper.formula if paper else None,
         "paper_note": paper.note if paper else "",
-        "paper_numbers": paper.numbers(per_rank, line.budget) if known else None,
+        "paper_numbers": numbers,
         "peak_memory_ratio": _ratio(results, "peak_memory_mb", tasks, line, reference),
         "step_ratio": _ratio(results, "step_ms", tasks, line, reference),
         "train_seconds": results.mean_over_tasks("train_seconds", tasks, line),
@@ -96,7 +96,7 @@ def _row(
 
 
 def _ratio(results: Results, column: str, tasks: Sequence[str], line: Line, reference: Line | None) -> float | None:
-    """Geometric mean over tasks of this row's value over the reference's; ratios do not depend on how long a task's texts are."""
+    """Geometric mean over tasks of this row's ratio to the reference; a task of long texts counts as much as others."""
     if reference is None:
         return None
     pairs = [[results.mean_over_tasks(column, [task], one) for one in (line, reference)] for task in tasks]
@@ -113,7 +113,8 @@ def _devices(runs: pd.DataFrame) -> list[str]:
 
 
 def _entries(row: dict[str, Any]) -> tuple[Entry, ...]:
-    texts = [row["row"], *(count(row[name]) for name in ("trainable", "peak_trainable", "state_without_head", "together"))]
+    counts = ("trainable", "peak_trainable", "state_without_head", "together")
+    texts = [row["row"], *(count(row[name]) for name in counts)]
     texts += [row["paper_formula"] or NOTHING, count(row["paper_numbers"])]
     for name, places, ratio_of in (("peak_memory_mb", 0, "peak_memory_ratio"), ("step_ms", 1, "step_ratio")):
         ratio = row[ratio_of]
@@ -125,15 +126,15 @@ def _notes(rows: Sequence[dict[str, Any]], per_rank: float | None) -> list[str]:
     with_m = "" if per_rank is None else f", with m = {per_rank:,.0f} numbers added by one rank in every matrix"
     notes = [
         "Counts are numbers, not bytes, and leave out pooler and classifier and their two moments (a method that "
-        "trains all weights counts them too). At peak: the most parameters that had a gradient at once. Optimizer state: the most numbers that "
-        "it held. Memory: measured peak, frozen weights and activations included; on a GPU of the whole run, on a "
-        "CPU of all tensors in one step a quarter of the way through training.",
+        "trains all weights counts them too). At peak: the most parameters that had a gradient at once. Optimizer state: "
+        "the most numbers that it held. Memory: measured peak, frozen weights and activations included; on a GPU of the "
+        "whole run, on a CPU of all tensors in one step a quarter of the way through training.",
         f"Paper: numbers kept for training with AdamW by the paper's formulas{with_m}.",
         *dict.fromkeys(row["paper_note"] for row in rows if row["paper_note"]),
-        f"{_TO[:1].upper()}{_TO[1:]}: geometric mean over tasks of the ratio at the same budget (methods without a budget: at the "
-        "largest one). Step: median time of an optimizer step of each run. What allocation adds to a step, such as "
-        "scores, masks and the regulariser, takes a fixed time per matrix. On a small model with short texts that is a "
-        "large part of a step, at the shape of a full-size encoder hardly any (benchmarks/results).",
+        f"{_TO[:1].upper()}{_TO[1:]}: geometric mean over tasks of the ratio at the same budget (methods without a "
+        "budget: at the largest one). Step: median time of an optimizer step of each run. What allocation adds to a "
+        "step, such as scores, masks and the regulariser, takes a fixed time per matrix: a large part of a step of a "
+        "small model on short texts, hardly any of one at the shape of a full-size encoder (benchmarks/results).",
     ]
     devices = sorted({device for row in rows for device in row["devices"].split("; ") if device})
     if devices:

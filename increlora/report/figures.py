@@ -26,6 +26,7 @@ from increlora.methods.families import MATRICES, locate
 from increlora.methods.method import Look
 from increlora.report import published, statistics, style
 from increlora.report.frame import write_csv
+from increlora.report.render import count
 from increlora.report.results import Results
 from increlora.study.cells import Cell
 from increlora.study.config import Figure4, Figure5, Figure6, RankGrowth, Study
@@ -42,7 +43,6 @@ _MATRIX_COLOURS = {
     **{"W_q": style.SKY, "W_k": style.BLUE, "W_v": style.GREEN, "W_qkv": style.PURPLE},
     **{"W_o": style.YELLOW, "W_f1": style.ORANGE, "W_f2": style.VERMILLION},
 }
-
 
 
 def build(study: Study, records_root: str | Path, out_dir: str | Path) -> list[Path]:
@@ -150,7 +150,7 @@ def draw_figure4(
             look, shift = looks[method], 0.12 * (number - (len(methods) - 1) / 2)
             places = np.array([budgets.index(budget) for budget in rows["budget"]])
             for place, params in zip(places, rows["params_mean"], strict=True):
-                _below(ax, place, 1 + number, _about(params), look.colour)
+                _below(ax, place, 1 + number, count(params), look.colour)
             x = places + shift
             spread = np.nan_to_num(np.array([rows["mean"] - rows["ci_low"], rows["ci_high"] - rows["mean"]]))
             ax.errorbar(x, rows["mean"], spread, color=look.colour, marker=look.marker, capsize=2.5, elinewidth=1)
@@ -168,7 +168,7 @@ def draw_figure4(
         ax.set_xticks(range(len(budgets)), list(map(str, budgets)))
         ax.set_xlim(-0.4, len(budgets) - 0.6)
         ax.grid(axis="x", visible=False)
-        ax.set_xlabel("Average rank per module; trainable parameters by colour", labelpad=3 + 11 * len(methods))
+        ax.set_xlabel("Average rank, and parameters by colour", labelpad=5 + 11 * len(methods))
     titles = dict(zip(data["method"], data["title"], strict=True))
     handles = [_handle(looks[m], titles[m]) for m in methods]
     if any(budget is not None for _, _, budget, _ in references):
@@ -186,14 +186,17 @@ def draw_figure4(
 
 def _below(ax: Axes, place: float, line: int, text: str, colour: str) -> None:
     """A further line of a tick's label, in a colour of its own."""
-    where = {"xytext": (0, -4 - 11 * line), "textcoords": "offset points", "xycoords": ax.get_xaxis_transform()}
-    ax.annotate(text, (place, 0), **where, ha="center", va="top", color=colour, annotation_clip=False)
-
-
-def _about(value: float) -> str:
-    """Parameters in three significant digits: 5.8K, 1.33M."""
-    rounded = float(f"{value:.3g}")
-    return f"{rounded / 1e6:g}M" if rounded >= 1e6 else f"{rounded / 1e3:g}K" if rounded >= 1e3 else f"{rounded:g}"
+    ax.annotate(
+        text,
+        (place, 0),
+        xycoords=ax.get_xaxis_transform(),
+        xytext=(0, -6 - 11 * line),
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        color=colour,
+        annotation_clip=False,
+    )
 
 
 # ---- Figure 5
@@ -427,7 +430,9 @@ def _allocations(results: Results, task: str, method: str, budget: int) -> dict[
 
 def _legend(fig: Figure, handles: Sequence[Line2D], note: str) -> None:
     """A legend above the panels, where it covers no data, with a line on what is shown."""
-    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), title=style.plain(note), title_fontsize=8)
+    fig.legend(
+        handles=handles, loc="outside upper center", ncols=len(handles), title=style.plain(note), title_fontsize=8
+    )
 
 
 def _no_records(ax: Axes) -> None:

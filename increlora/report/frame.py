@@ -20,7 +20,7 @@ from increlora.glue.tasks import TASKS
 from increlora.study.cells import Cell
 from increlora.study.config import Study
 from increlora.study.settings import run_settings
-from increlora.training.record import Record, read_record
+from increlora.training.record import Record, RecordError, read_record
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,13 @@ def read_all(records_root: str | Path, study: Study) -> Records:
     found: dict[Run, Record] = {}
     stale = set()
     for path in sorted(Path(records_root, study.study).glob("*/*/*/seed*.json")):
-        record = read_record(path)
+        try:
+            record = read_record(path)
+        except RecordError as error:
+            raise RecordError(f"{path}: {error}; delete the file and run again to make it anew") from None
         run = record.run
+        if path != run.settings.record_path(records_root):
+            raise RecordError(f"{path}: the record is that of {run.settings.record_path(records_root)}")
         if run.method not in study.methods or run.seed not in study.seeds:
             log.warning("%s: the study has no such method or seed; left out", path)
             continue

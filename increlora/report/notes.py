@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from increlora.glue.tasks import TASKS
 from increlora.methods.registry import METHODS
@@ -11,8 +12,8 @@ from increlora.report.results import Line, Results, Summary
 
 _DATA = {"builtin": "the built-in GLUE-shaped corpus (not GLUE)", "hub": "{name}", "local": "a local copy of {name}"}
 _CHECKPOINT = {
-    "best": "best, the evaluation with the highest development score of each run. The same rule holds for every method, "
-    "but it flatters those whose scores vary more between evaluations",
+    "best": "best, the evaluation with the highest development score of each run. The same rule holds for every "
+    "method, but it flatters those whose scores vary more between evaluations",
     "last": "last, the evaluation at the end of training",
 }
 _MARKS = {
@@ -34,7 +35,7 @@ def header(results: Results) -> list[str]:
     ]
     revision = f" at {study.backbone.revision}" if study.backbone.revision else ""
     made = ", pretrained by this study" if study.backbone.pretrain is not None else ""
-    options: dict[str, list[dict[str, object]]] = {}
+    options: dict[str, list[Mapping[str, Any]]] = {}
     for record in results.records.by_run.values():
         options.setdefault(record.run.kind, []).append(record.run.settings.options)
     return [

@@ -234,7 +234,9 @@ def _parts(grid: Grid, console: Console) -> list[RichTable]:
 
 
 def _rich(grid: Grid, chosen: Sequence[int], apart: str) -> RichTable:
-    table = RichTable(title=Text(grid.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = RichTable(
+        title=Text(grid.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+    )
     for i in chosen:
         column = grid.columns[i]
         heading = Text("\n".join(filter(None, (column.group, column.title))))

@@ -13,13 +13,14 @@ from typing import Any
 
 import pandas as pd
 
+from increlora.errors import unknown
 from increlora.glue.tasks import TASKS
 from increlora.methods.registry import METHODS
 from increlora.report import published
 from increlora.report.cost import cost_table
 from increlora.report.notes import header, hindsight, legend, score, what_happened
 from increlora.report.published import ALL, Published
-from increlora.report.render import NOTHING, Column, Entry, Grid, Table, count, fixed
+from increlora.report.render import NOTHING, Column, Entry, Grid, Table, count, fixed, terminal
 from increlora.report.results import Line, Results, Summary
 from increlora.study.cells import kind_of, method_of, ranks_from
 from increlora.study.config import Comparison, Study, Table1
@@ -61,6 +62,27 @@ def tables(results: Results) -> Iterator[Table]:
     yield cost_table(results)
 
 
+def show(
+    study: Study, records_root: str | Path, which: str | None = None, *, width: int = 120, bold: bool = False
+) -> str:
+    """The study's tables as text for a terminal.
+
+    Args:
+        study: the study.
+        records_root: folder of the records.
+        which: name of a table, such as `table1` or `cost`; None for all that the study has.
+        width: columns of the terminal.
+        bold: mark the highest values with ANSI codes.
+
+    Raises:
+        ConfigError: the study has no table of that name.
+    """
+    built = {table.name.removeprefix(f"{study.study}_"): table for table in tables(Results(study, records_root))}
+    if which is not None and which not in built:
+        raise unknown("--only", which, built)
+    return "\n".join(terminal(table, width, bold) for name, table in built.items() if which in (None, name))
+
+
 def averaged(tasks: Iterable[str]) -> list[str]:
     """Of some tasks those that count in "All"."""
     return [task for task in tasks if TASKS[task].in_all]
@@ -73,7 +95,7 @@ def table1(results: Results, wanted: Table1) -> Table:
     places: list[Place] = [(task, column) for task in wanted.tasks for column in TASKS[task].columns]
     in_all = averaged(wanted.tasks)
     whole = set(in_all) == set(averaged(TASKS))
-    summaries = {(line, place): results.scores.column(line.on(place[0]), place[1]) for line in lines for place in places}
+    summaries = _summaries(results, lines, places)
     if len(in_all) > 1:
         places.append((ALL, "All"))
         summaries |= {(line, places[-1]): results.scores.over_tasks([line.on(t) for t in in_all]) for line in lines}
@@ -118,7 +140,7 @@ def table1(results: Results, wanted: Table1) -> Table:
         f"All: mean over {of_all}, MNLI as mean(m, mm) and QQP as mean(Acc, F1)." if len(in_all) > 1 else "",
         "Bold: highest mean of a budget; whether it is higher than the others is a question for the intervals.",
     ]
-    rows = [_row(results, line, params[line], place, summaries[line, place], known[line, place]) for line, place in known]
+    rows = [_row(results, params[at[0]], *at, summaries[at], known[at]) for at in known]
     return _table(results, "table1", "Table 1: comparison of methods", wanted.tasks, lines, grids, notes, known, rows)
 
 
@@ -135,9 +157,7 @@ def table2(results: Results, wanted: Comparison) -> Table:
         ablated = "raw" if not on else "full" if len(on) == len(components) else "_".join(on)
         roles.setdefault(ablated if components else line.published_method, line)
     shown = list(dict.fromkeys(part for line in lines for part in parts[line]))
-    ticks = [
-        (Column(part.symbol), [Entry("✓" if parts[line].get(part) else "") for line in lines]) for part in shown
-    ]
+    ticks = [(Column(part.symbol), [Entry("✓" if parts[line].get(part) else "") for line in lines]) for part in shown]
     meaning = [f"{', '.join(f'{part.symbol}: {part.title}' for part in shown)}."] if shown else []
     title = f"Table 2: ablation at an average rank of {wanted.budget}"
     return _comparison(results, "table2", title, wanted, lines, ticks, roles, meaning)
@@ -179,10 +199,12 @@ def _comparison(
     places = [(task, column) for task in wanted.tasks for column in TASKS[task].columns]
     comparable = results.not_comparable is None
     params = {line: results.mean_over_tasks("trainable", wanted.tasks, line) for line in lines}
-    summaries = {(line, place): results.scores.column(line.on(place[0]), place[1]) for line in lines for place in places}
+    summaries = _summaries(results, lines, places)
     known = {(line, place): _published(line, place) for line in lines for place in places}
     columns = [Column("Method", left=True), *(column for column, _ in extra), Column("#Params")]
-    rows = [[Entry(line.label), *(one[i] for _, one in extra), Entry(count(params[line]))] for i, line in enumerate(lines)]
+    rows = [
+        [Entry(line.label), *(one[i] for _, one in extra), Entry(count(params[line]))] for i, line in enumerate(lines)
+    ]
     for place in places:
         heading, top = _heading(place), _best(summaries[line, place] for line in lines)
         group = f"{heading.group} {heading.title}"
@@ -196,7 +218,7 @@ def _comparison(
                 row += [Entry(_value(values)), Entry(fixed(_difference(summary, values), 2, sign=True))]
     caption = f"Study {results.study.study}: mean ± sd over seeds"
     grids = [Grid(caption, tuple(columns), tuple(map(tuple, rows)))]
-    tidy = [_row(results, line, params[line], place, summaries[line, place], known[line, place]) for line, place in known]
+    tidy = [_row(results, params[at[0]], *at, summaries[at], known[at]) for at in known]
     pairs = [pair for pair in published.comparisons(name) if set(pair) <= set(roles)]
     if pairs:
         grid, more = _differences(results, name, wanted.tasks, roles, pairs)
@@ -208,8 +230,7 @@ def _comparison(
         "#Params: final count, pooler and classifier not counted, mean over the tasks shown. Bold: highest mean of a "
         "column; whether it is higher than the others is a question for the intervals.",
         "Differences are paired by seed; intervals are 95 % Student-t over seeds, so an interval that holds 0 shows no "
-        "difference."
-        + (" The published differences are single numbers without spread." if comparable else ""),
+        "difference." + (" The published differences are single numbers without spread." if comparable else ""),
     ]
     return _table(results, name, title, wanted.tasks, lines, grids, notes, known, tidy)
 
@@ -234,7 +255,7 @@ def _differences(
             interval = NOTHING if low is None else f"[{fixed(low, 2, sign=True)}, {fixed(high, 2, sign=True)}]"
             row += [score(summary, sign=True), Entry(interval)]
             row += [Entry(_value(values).replace("-", "−"))] if comparable else []
-            tidy = _row(results, first, None, (task, "difference"), summary, values)
+            tidy = _row(results, None, first, (task, "difference"), summary, values)
             rows.append(tidy | {"row": title, "method": f"{first.variant} - {second.variant}"})
         grid_rows.append(tuple(row))
     return Grid("Differences between rows", tuple(columns), tuple(grid_rows)), rows
@@ -246,7 +267,8 @@ def selection(results: Results, wanted: Table1) -> Table:
     assert grid is not None
     rule, budgets = grid.choose, {row.method: row.budgets or (None,) for row in wanted.rows}
     tasks = averaged(wanted.tasks) if rule.metric == "all" else [rule.metric]
-    rows, entries, rules, edges = [], [], [], []
+    entries: list[tuple[Entry, ...]] = []
+    rows, rules, edges = [], [], []
     for origin in grid.methods:
         tried = [trial for trial in trials(study, origin) if trial.name in budgets]
         scores: dict[str, dict[int | None, float]] = {trial.name: {} for trial in tried}
@@ -254,29 +276,25 @@ def selection(results: Results, wanted: Table1) -> Table:
             for line in results.lines((trial.name, budget) for budget in budgets[trial.name]):
                 if (mean := results.scores.over_tasks([line.on(task) for task in tasks]).estimate.mean) is not None:
                     scores[trial.name][line.budget] = mean
-        taken = best(scores, rule.over)
+        taken, highest = best(scores, rule.over), best(scores, "each_budget")
         rules.append(len(entries))
         for trial in tried:
             own = scores[trial.name]
             takes = [budget for budget, name in taken.items() if name == trial.name]
-            if takes and trial.at_edge:
-                edges.append(f"{study.title(trial.name)} ({', '.join(trial.at_edge)})")
-            shown = " / ".join(fixed(own.get(budget), 2) for budget in budgets[trial.name])
+            edge = trial.at_edge if takes or trial.name in highest.values() else ()
+            edges += [f"{study.title(trial.name)} ({', '.join(edge)})"] if edge else []
+            shown = " / ".join(
+                f"{fixed(own.get(budget), 2)}{'*' if highest.get(budget) == trial.name else ''}"
+                for budget in budgets[trial.name]
+            )
             mean = sum(own.values()) / len(own) if own else None
             chosen = "" if not takes else "✓" if rule.over == "budgets" else ", ".join(map(str, takes))
-            entries.append(
-                (
-                    Entry(study.title(trial.name), bold=bool(takes)),
-                    Entry(" / ".join("–" if budget is None else str(budget) for budget in budgets[trial.name])),
-                    Entry(shown),
-                    Entry(fixed(mean, 2)),
-                    Entry(chosen),
-                    Entry(", ".join(trial.at_edge) if takes else ""),
-                )
-            )
+            at = " / ".join("–" if budget is None else str(budget) for budget in budgets[trial.name])
+            texts = (at, shown, fixed(mean, 2), chosen, ", ".join(edge))
+            entries.append((Entry(study.title(trial.name), bold=bool(takes)), *map(Entry, texts)))
             rows.append(
                 {"method": origin, "trial": trial.name, **trial.values, "mean": mean}
-                | {"chosen": chosen or None, "at_edge": ", ".join(trial.at_edge) if takes else None}
+                | {"chosen": chosen or None, "at_edge": ", ".join(edge) or None}
             )
     columns = ("Trial", "Budgets", "Score at each", "Mean", "Chosen", "At the edge")
     what = "All" if rule.metric == "all" else TASKS[rule.metric].title
@@ -286,8 +304,12 @@ def selection(results: Results, wanted: Table1) -> Table:
     }[rule.over]
     notes = [
         *header(results),
-        f"Chosen: {how}; the same rule for every method.",
-        *([f"Best at the edge of the grid, so that a wider one may hold a better: {'; '.join(edges)}."] if edges else []),
+        f"Chosen: {how}; the same rule for every method. *: highest of a method at that budget.",
+        *(
+            [f"Highest at the edge of the grid, beyond which a better one may lie: {'; '.join(edges)}."]
+            if edges
+            else []
+        ),
     ]
     sides = tuple(Column(title, left=not number) for number, title in enumerate(columns))
     shown_grid = Grid(f"Study {study.study}: trials", sides, tuple(entries), frozenset(rules) - {0})
@@ -329,15 +351,24 @@ def _task(row: Published) -> str:
 
 
 def _two_values() -> list[str]:
-    rows = {(row.method, row.budget_label, row.task, row.column): row for row in published.load()}
     said = []
-    for method, label, task, column in rows:
-        first, *others = published.find("table1", method, label, task, column) or [None]
-        for other in others:
-            if first and other.value != first.value:
-                title = f"{METHODS[method].title}, {TASKS[task].title}"
-                said.append(f"Two values, {title}: {first.value} ({first.source}) and {other.value} ({other.source}).")
+    for place in dict.fromkeys((row.method, row.budget_label, row.task, row.column) for row in published.load()):
+        found = published.find("table1", *place)
+        title = f"{METHODS[place[0]].title}, {TASKS[place[2]].title}" if len(found) > 1 else ""
+        said += [
+            f"Two values, {title}: {found[0].value} ({found[0].source}) and {other.value} ({other.source})."
+            for other in found[1:]
+            if other.value != found[0].value
+        ]
     return said
+
+
+def _summaries(results: Results, lines: Sequence[Line], places: Sequence[Place]) -> dict[tuple[Line, Place], Summary]:
+    return {
+        (line, (task, column)): results.scores.column(line.on(task), column)
+        for line in lines
+        for task, column in places
+    }
 
 
 def _first(task: str) -> str:
@@ -378,8 +409,8 @@ def _is_best(summary: Summary, highest: float | None) -> bool:
 
 def _row(
     results: Results,
-    line: Line,
     params: float | None,
+    line: Line,
     place: Place,
     summary: Summary,
     values: Sequence[Published],
@@ -415,7 +446,9 @@ def _table(
     known: dict[tuple[Line, Place], list[Published]],
     rows: list[dict[str, Any]],
 ) -> Table:
-    happened = [(line.label, task, results.scores.column(line.on(task), _first(task))) for line in lines for task in tasks]
+    happened = [
+        (line.label, task, results.scores.column(line.on(task), _first(task))) for line in lines for task in tasks
+    ]
     used = [values for values in known.values() if values]
     origin = []
     if used and results.not_comparable:

@@ -65,7 +65,7 @@ def ranks_from(study: Study, name: str) -> RanksFrom | None:
 
 def make_cell(study: Study, task: str, variant: str, budget: int | None) -> Cell:
     """A cell; a method without a budget has none, also where an artefact states one for all its rows."""
-    return Cell(task, variant, budget if method_of(study, variant).budget_name else None)
+    return Cell(task, variant, budget if method_of(study, variant).budget else None)
 
 
 def artefact_cells(study: Study) -> dict[str, tuple[Cell, ...]]:

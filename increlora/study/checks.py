@@ -12,18 +12,15 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from increlora.errors import ConfigError, unknown
 from increlora.glue.tasks import TASKS
 from increlora.methods.registry import METHODS, validate_options
 from increlora.study.cells import all_cells, kind_of, method_of, ranks_from
 from increlora.study.config import Artefacts, Overrides, Study, Variant
-from increlora.study.mistakes import config_error, shortened
+from increlora.study.mistakes import parsed, shortened
 from increlora.study.settings import run_settings
 from increlora.training.pretrain_settings import PretrainSettings
 
-HUB_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?"
 MOST_BUILTIN_ROWS = 100_000
 
 
@@ -47,11 +44,10 @@ def check_study(study: Study) -> None:
 
 def _backbone(study: Study) -> None:
     backbone = study.backbone
-    if not re.fullmatch(HUB_NAME, backbone.name) or ".." in backbone.name or len(backbone.name) > 128:
-        allowed = "a Hub name, `name` or `owner/name` in letters, digits, '_', '-' and '.'"
-        raise ConfigError("backbone.name", f"got {shortened(backbone.name)}; allowed: {allowed}")
+    if ".." in backbone.name or len(backbone.name) > 128:
+        raise ConfigError("backbone.name", f"got {shortened(backbone.name)}: it becomes the name of a folder")
     try:
-        re.compile(backbone.target_modules)
+        re.compile(backbone.target_modules or "")
     except re.error as error:
         raise ConfigError("backbone.target_modules", f"is no regular expression ({error})") from None
     if backbone.pretrain is not None:
@@ -71,10 +67,7 @@ def pretrain_settings(study: Study) -> PretrainSettings:
     """
     if study.backbone.pretrain is None:
         raise ConfigError("backbone.pretrain", "is not set: this study's backbone comes ready-made")
-    try:
-        return PretrainSettings.model_validate(study.backbone.pretrain)
-    except ValidationError as error:
-        raise config_error(error, PretrainSettings, "backbone.pretrain") from None
+    return parsed(PretrainSettings, study.backbone.pretrain, "backbone.pretrain")
 
 
 def hidden_size(study: Study) -> int | None:
@@ -125,7 +118,7 @@ def _variant(study: Study, name: str) -> None:
     _known(f"{field}.tasks", variant.tasks, study.tasks)
     for place, layer in _layers(field, variant):
         validate_options(kind, layer.options, f"{place}.options")
-        if layer is not variant and ".budgets." in place and METHODS[kind].budget_name is None:
+        if layer is not variant and ".budgets." in place and METHODS[kind].budget is None:
             raise ConfigError(place.rpartition(".")[0], f"{name!r} has no budget; remove the field")
     needs_ranks, source = METHODS[kind].needs_ranks, ranks_from(study, name)
     if needs_ranks and source is None:
@@ -191,7 +184,7 @@ def _artefacts(study: Study) -> None:
             _shared(study, f"artefacts.{name}", rows.tasks, ("rows", rows.rows), rows.budget)
     if curve := wanted.figure4:
         _shared(study, "artefacts.figure4", curve.tasks, ("methods", curve.methods), curve.budgets)
-        with_budget = [name for name in study.methods if method_of(study, name).budget_name]
+        with_budget = [name for name in study.methods if method_of(study, name).budget]
         _among("artefacts.figure4.methods", curve.methods, with_budget, "has no budget to draw a curve over")
     if pair := wanted.figure5:
         for part in ("with_advance", "without_advance"):
@@ -219,16 +212,16 @@ def _shared(
     _known(f"{field}.{methods[0]}", methods[1], study.methods)
     name, each = ("budget", (budgets,)) if isinstance(budgets, int) else ("budgets", budgets)
     for method in methods[1]:
-        if method_of(study, method).budget_name:
+        if method_of(study, method).budget:
             _budgets_fit(study, f"{field}.{name}", method, each)
 
 
 def _row_budgets(study: Study, field: str, method: str, budgets: tuple[int, ...] | None) -> None:
-    unit = method_of(study, method).budget_name
+    unit = method_of(study, method).budget
     if unit is None and budgets:
         raise ConfigError(f"{field}.budgets", f"got {list(budgets)}: {method!r} has no budget; remove the field")
     if unit is not None and not budgets:
-        raise ConfigError(f"{field}.budgets", f"is required: {method!r} needs at least one budget ({unit})")
+        raise ConfigError(f"{field}.budgets", f"is required: {method!r} needs at least one budget ({unit.name})")
     _budgets_fit(study, f"{field}.budgets", method, budgets or ())
 
 

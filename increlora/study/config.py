@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from increlora.training.settings import Backbone, Data, RanksFrom, Training
+from increlora.training.settings import Backbone, Data, RanksFrom, Seed, Training
 
 T = TypeVar("T", bound=Sequence[Any])
 
@@ -37,7 +37,6 @@ Title = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,80}$")]
 """One line of up to 80 characters."""
 Budget = Annotated[int, Field(ge=1)]
 """Average rank per module, or bottleneck width of an adapter."""
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(unique)]
 Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(unique)]
 Budgets = Annotated[tuple[Budget, ...], Field(min_length=1), AfterValidator(unique)]

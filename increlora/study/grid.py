@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from increlora.errors import unknown
 from increlora.study.config import Row, Study, Variant
-from increlora.study.mistakes import config_error
+from increlora.study.mistakes import parsed
 from increlora.training.settings import Training
 
 SYMBOLS = {"learning_rate": "", "lora_alpha": "α "}
@@ -78,11 +76,8 @@ def _variant(study: Study, origin: str, values: Mapping[str, Any]) -> Variant:
     options = {name: value for name, value in values.items() if name not in training}
     shown = [f"{SYMBOLS.get(name, f'{name} ')}{_printed(value)}" for name, value in values.items()]
     title = " ".join([study.title(origin), *shown])
-    try:
-        given = {"title": title, "extends": origin, "training": training, "options": options}
-        return Variant.model_validate(given)
-    except ValidationError as error:
-        raise config_error(error, Variant, f"grid.methods.{origin}") from None
+    given = {"title": title, "extends": origin, "training": training, "options": options}
+    return parsed(Variant, given, f"grid.methods.{origin}")
 
 
 def _printed(value: Any) -> str:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from increlora.errors import ConfigError
 from increlora.study.checks import check_study
 from increlora.study.config import Study
 from increlora.study.grid import with_trials
-from increlora.study.mistakes import config_error, shortened
+from increlora.study.mistakes import parsed, shortened
 
 
 def load_study(*sources: str | Path | Mapping[str, Any]) -> Study:
@@ -22,11 +21,7 @@ def load_study(*sources: str | Path | Mapping[str, Any]) -> Study:
     Raises:
         ConfigError: for the first thing that is wrong, naming the file or field, what was given and what is allowed.
     """
-    try:
-        study = Study.model_validate(merge(*(read_config(source) for source in sources)))
-    except ValidationError as error:
-        raise config_error(error, Study) from None
-    study = with_trials(study)
+    study = with_trials(parsed(Study, merge(*(read_config(source) for source in sources)), ""))
     check_study(study)
     return study
 

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from increlora.errors import ConfigError, unknown
 
 
-def config_error(error: ValidationError, model: type[BaseModel], prefix: str = "") -> ConfigError:
-    """The first problem that pydantic found, and how many others there are."""
+def parsed(kind: Any, given: Any, field: str) -> Any:
+    """A value of a model or annotated type.
+
+    Raises:
+        ConfigError: the value cannot be one; names the field.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError as error:
+        raise config_error(error, kind, field) from None
+
+
+def config_error(error: ValidationError, model: Any, prefix: str = "") -> ConfigError:
+    """The first problem that pydantic found in making a `model`, and how many others there are."""
     first, *others = error.errors(include_url=False)
     where = [str(part) for part in first["loc"]]
     more = f" (and {len(others)} more)" if others else ""

@@ -7,12 +7,10 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pydantic import ValidationError
-
 from increlora.methods.registry import validate_options
 from increlora.study.cells import Cell, all_cells, kind_of, lineage, ranks_from
 from increlora.study.config import Overrides, Study
-from increlora.study.mistakes import config_error
+from increlora.study.mistakes import parsed
 from increlora.training.settings import Backbone, RunSettings, Training
 
 _STRONGER = {"warmup_ratio": "warmup_steps", "epochs": "max_steps"}
@@ -48,10 +46,6 @@ def run_settings(study: Study, cell: Cell, seed: int) -> RunSettings:
             if weaker in values:
                 merged.pop(stronger, None)
         merged.update(values)
-    try:
-        training = Training(**merged)
-    except ValidationError as error:
-        raise config_error(error, Training, f"{field}.training") from None
     kind = kind_of(study, cell.variant)
     options = {key: value for layer in own for key, value in layer.options.items()}
     source = ranks_from(study, cell.variant)
@@ -65,7 +59,7 @@ def run_settings(study: Study, cell: Cell, seed: int) -> RunSettings:
         options=validate_options(kind, options, f"{field}.options").model_dump(mode="json"),
         backbone=_located(study.backbone),
         data=study.data,
-        training=training,
+        training=parsed(Training, merged, f"{field}.training"),
         ranks_from=source,
         ranks_source=run_settings(study, cell._replace(variant=source.method), seed).digest if source else None,
     )

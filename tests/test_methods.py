@@ -11,30 +11,27 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import linear, relu, silu
-from transformers import AutoModelForSequenceClassification, BertConfig, DebertaV2Config, DistilBertConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    RobertaConfig,
+)
 from transformers.optimization import get_linear_schedule_with_warmup
 
 from increlora.errors import ConfigError, IncreLoraError
-from increlora.methods import registry
-from increlora.methods.base import (
-    AllocationError,
-    TrainingPlan,
-    head_modules,
-    head_parameters,
-    linear_schedule,
-    target_shapes,
-)
-from increlora.methods.counts import count, meta_model
+from increlora.methods import families, registry
+from increlora.methods.base import AllocationError, head_parameters, linear_schedule, target_shapes
+from increlora.methods.families import FAMILIES, head_modules
+from increlora.methods.method import Method, Recipe
 from increlora.methods.ranks import svd_parameters, transform_ranks
-from increlora.training.settings import Backbone, Data, RunSettings, Training
+from increlora.methods.registry import METHODS, count, meta_model
 
-LAYER = r"\w+\.encoder\.layer\.\d+\."
-DEBERTA_TARGETS = LAYER + (
-    r"(attention\.self\.(query|key|value)_proj|attention\.output\.dense|intermediate\.dense|output\.dense)"
-)
-BERT_TARGETS = LAYER + (
-    r"(attention\.self\.(query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense)"
-)
+DEBERTA_TARGETS = FAMILIES["deberta-v2"].target_modules
 DEBERTA = {
     "relative_attention": True,
     "norm_rel_ebd": "layer_norm",
@@ -63,9 +60,9 @@ TINY = {
 }
 TINY_DEBERTA = DebertaV2Config(**TINY, position_buckets=8, **DEBERTA)
 TINY_BERT = BertConfig(**TINY)
-TINY_MODELS = {"deberta": (TINY_DEBERTA, DEBERTA_TARGETS), "bert": (TINY_BERT, BERT_TARGETS)}
+TINY_MODELS = {"deberta": TINY_DEBERTA, "bert": TINY_BERT}
 BUDGETS = {"full_ft": None, "bitfit": None, "hadapter": 4, "padapter": 4, "lora": 2, "adalora": 2}
-PLAN = TrainingPlan(total_steps=12, warmup_steps=2, learning_rate=0.01, weight_decay=0.01, seed=5)
+PLAN = Recipe(total_steps=12, warmup_steps=2, learning_rate=0.01, weight_decay=0.01, seed=5)
 ADALORA = {"tinit": 2, "tfinal": 3, "deltaT": 2}
 
 
@@ -79,25 +76,14 @@ def tiny_model(config=TINY_DEBERTA):
     return model
 
 
-def settings(kind, budget=None, targets=DEBERTA_TARGETS, **options):
-    return RunSettings(
-        study="test",
-        task="rte",
-        method=kind,
-        kind=kind,
-        budget=budget,
-        options=options,
-        backbone=Backbone(name="tiny", target_modules=targets),
-        data=Data(source="builtin"),
-        training=Training(learning_rate=0.01),
-    )
+def prepare(kind, budget=None, model=None, recipe=PLAN, ranks=None, **options):
+    return registry.prepare(kind, model or tiny_model(), recipe, budget=budget, options=options, ranks=ranks)
 
 
-def adapt(kind, backbone="deberta", plan=PLAN, **options):
-    config, targets = TINY_MODELS[backbone]
+def adapt(kind, backbone="deberta", recipe=PLAN, **options):
     if kind == "adalora":
         options = {**ADALORA, **options}
-    return registry.prepare(settings(kind, BUDGETS[kind], targets, **options), tiny_model(config), plan)
+    return prepare(kind, BUDGETS[kind], tiny_model(TINY_MODELS[backbone]), recipe, **options)
 
 
 def batch(seed=0):
@@ -151,7 +137,7 @@ def tensors(model):
     ],
 )
 def test_counts_of_deberta_v3_base(kind, budget, expected):
-    counted = count(kind, budget, BASE, DEBERTA_TARGETS)
+    counted = count(kind, budget, BASE)
     assert counted.trainable == expected
     assert counted.head == 592_130
     added = 0 if kind in ("full_ft", "bitfit") else expected
@@ -162,7 +148,7 @@ def test_counts_of_deberta_v3_base(kind, budget, expected):
 def test_head_depends_on_the_labels(labels, head):
     config = copy.deepcopy(BASE)
     config.num_labels = labels
-    assert count("bitfit", None, config, "").head == head
+    assert count("bitfit", None, config).head == head
 
 
 def test_svd_form_at_uneven_ranks():
@@ -174,11 +160,9 @@ def test_svd_form_at_uneven_ranks():
 
 @pytest.mark.parametrize("kind", ["lora", "adalora"])
 def test_prepared_counts_agree_with_the_formula(kind):
-    options = registry.validate_options(kind, {})
-    plan = TrainingPlan(100, 0, 1e-3, 0.0, 0)
-    adaptation = registry.prepare(settings(kind, 2, **options.model_dump()), meta_model(BASE), plan)
-    counted = count(kind, 2, BASE, DEBERTA_TARGETS)
-    assert adaptation.budget_parameters() == counted.trainable
+    adaptation = prepare(kind, 2, meta_model(BASE), Recipe(100, 0, 1e-3, 0.0, 0))
+    counted = count(kind, 2, BASE)
+    assert adaptation.budget_parameters == counted.trainable
     if kind == "lora":
         assert adaptation.parameters() == counted
     else:  # starts at 1.5 times the target
@@ -210,7 +194,7 @@ def test_training_changes_exactly_what_should_train(kind, backbone):
     moved = {name for name, tensor in tensors(adaptation.model).items() if not torch.equal(tensor, before[name])}
     expected = {name for name in before if expected_trainable(kind, backbone, name)}
     assert moved == expected == set(adaptation.named_trainable())
-    head = head_parameters(tiny_model(TINY_MODELS[backbone][0]))
+    head = head_parameters(tiny_model(TINY_MODELS[backbone]))
     assert adaptation.parameters().head == sum(parameter.numel() for parameter in head.values())
 
 
@@ -226,7 +210,7 @@ def test_initialisation_depends_on_the_seed_alone():
     model = tiny_model()
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    again = registry.prepare(settings("adalora", 2, **ADALORA), model, PLAN).weights()
+    again = prepare("adalora", 2, model, **ADALORA).weights()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
@@ -277,8 +261,8 @@ def hooked(kind, adapted):
     for index, layer in enumerate(model.deberta.encoder.layer):
         path = f"deberta.encoder.layer.{index}"
         if kind == "hadapter":
-            houlsby(layer.attention.output, f"{path}.attention.output")
-            houlsby(layer.output, f"{path}.output")
+            houlsby(layer.attention.output, f"{path}.attention.output.dropout")
+            houlsby(layer.output, f"{path}.output.dropout")
         else:
             pfeiffer(layer.output, f"{path}.output")
     return model
@@ -304,12 +288,9 @@ def test_adapter_initialisation():
     assert abs(drawn.std().item() - 0.02) < 0.002
 
 
-def test_adapters_refuse_an_unknown_architecture():
-    model = AutoModelForSequenceClassification.from_config(
-        DistilBertConfig(vocab_size=60, dim=16, n_layers=1, n_heads=2, hidden_dim=32)
-    )
-    with pytest.raises(ConfigError, match=r"backbone\.name: adapters do not know .* DistilBert"):
-        registry.prepare(settings("hadapter", 4), model, PLAN)
+def test_adapters_refuse_an_architecture_without_a_place():
+    with pytest.raises(ConfigError, match=r"backbone\.name: no place .* DistilBert.*; allowed: deberta-v2, bert"):
+        prepare("padapter", 4, tiny_model(FAMILY_CONFIGS["distilbert"]))
 
 
 # LoRA and AdaLoRA
@@ -339,7 +320,7 @@ def test_adalora_ends_at_its_budget():
         assert int(lambdas.count_nonzero()) == ranks[name]
     assert adaptation.parameters().trainable == svd_parameters(adaptation.shapes, ranks)
     assert adaptation.peak_trainable() == svd_parameters(adaptation.shapes, dict.fromkeys(ranks, 3))
-    assert adaptation.budget_parameters() == svd_parameters(adaptation.shapes, dict.fromkeys(ranks, 2))
+    assert adaptation.budget_parameters == svd_parameters(adaptation.shapes, dict.fromkeys(ranks, 2))
 
 
 def test_adalora_penalty_is_the_term_of_peft():
@@ -353,7 +334,7 @@ def test_adalora_penalty_is_the_term_of_peft():
 
 def test_adalora_scale_never_trains():
     # on another device than the CPU, PEFT 0.21 creates `ranknum` anew, with a gradient
-    adaptation = registry.prepare(settings("adalora", 2, **ADALORA), meta_model(TINY_DEBERTA), PLAN)
+    adaptation = prepare("adalora", 2, meta_model(TINY_DEBERTA), **ADALORA)
     assert not [name for name in adaptation.named_trainable() if "ranknum" in name]
 
 
@@ -389,7 +370,7 @@ def test_continues_bit_for_bit(kind, stop):
     train(first, optimizer, scheduler, range(1, stop + 1))
     saved = round_trip([first.state_dict(), optimizer.state_dict(), scheduler.state_dict()])
 
-    second = adapt(kind, plan=TrainingPlan(**{**vars(PLAN), "seed": 77}))
+    second = adapt(kind, recipe=Recipe(**{**vars(PLAN), "seed": 77}))
     second.load_state_dict(saved[0])
     optimizer, scheduler = second.optimizer()
     optimizer.load_state_dict(saved[1])
@@ -423,7 +404,7 @@ def test_weights_come_back(kind):
 def test_weights_of_another_method_are_refused():
     with pytest.raises(IncreLoraError, match="do not fit this model"):
         adapt("lora").load_weights(adapt("bitfit").weights())
-    narrow = registry.prepare(settings("hadapter", 2), tiny_model(), PLAN)
+    narrow = prepare("hadapter", 2)
     with pytest.raises(IncreLoraError, match=r"is \(4, 16\), not \(2, 16\)"):
         narrow.load_weights(adapt("hadapter").weights())
 
@@ -495,7 +476,7 @@ def test_target_modules_errors(pattern, message):
 
 def test_retraining_needs_ranks():
     with pytest.raises(ConfigError, match="ranks_from"):
-        registry.prepare(settings("svd_lora", 2), tiny_model(), PLAN)
+        prepare("svd_lora", 2)
 
 
 def test_reading_the_registry_is_cheap():
@@ -506,13 +487,132 @@ def test_reading_the_registry_is_cheap():
 
 
 def test_increlora_options_are_fields_of_the_tuner():
-    options = registry.validate_options("increlora", {"preset": "code", "top_h": 3, "orth_reg": "component"})
+    given = {"preset": "code", "top_h": 3, "orth_reg": "component", "score_window": "all", "lora_alpha": 12.5}
+    options = registry.validate_options("increlora", given)
     config = options.tuner_config(target_r=4)
-    assert set(type(options).model_fields) - {"preset"} <= set(vars(config))
     assert (config.top_h, config.target_r, config.orth_reg) == (3, 4, "component")  # given
+    assert (config.score_window, config.lora_alpha) == ("all", 12.5)
     assert (config.score_reduction, config.ranks_per_event) == ("sum_sqrt", 2)  # the preset's
     # what a run's settings hold is the whole dump, which has to mean the same
     assert registry.validate_options("increlora", options.model_dump()).tuner_config(target_r=4) == config
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "field", "message"),
+    [
+        ("increlora", {"top_hh": 3}, "top_hh", "did you mean 'top_h'"),
+        ("increlora", {"deltaT": "five"}, "deltaT", "valid integer"),
+        ("increlora", {"deltaT": True}, "deltaT", "valid integer"),
+        ("increlora", {"init_std": float("inf")}, "init_std", "finite"),
+        ("increlora", {"beta1": 1.0}, "beta1", "between 0 and 1"),
+        ("increlora", {"target_r": 4}, "target_r", "unknown"),
+        ("increlora", {"tinit": "never"}, "tinit", "deltaT"),
+        ("svd_lora", {"deltaT": 5}, "deltaT", "unknown"),
+    ],
+)
+def test_wrong_options_of_the_tuner_are_found_before_training(kind, options, field, message):
+    shapes = target_shapes(tiny_model(), DEBERTA_TARGETS)
+    with pytest.raises(ConfigError, match=message) as caught:
+        registry.check_budget(kind, 4, registry.validate_options(kind, options), PLAN, shapes, "m.options")
+    assert caught.value.field == f"m.options.{field}"
+
+
+def test_what_a_later_tuner_adds_changes_no_digest():
+    """A run's settings spell out the same options as ever, and of later ones those that a config gives."""
+    assert set(registry.validate_options("svd_lora", {}).model_dump()) == {
+        *("preset", "lora_alpha", "lora_dropout", "scaling", "orth_reg_weight", "orth_reg", "init_std"),
+    }
+    assert len(registry.validate_options("increlora", {}).model_dump()) == 21
+    assert registry.validate_options("increlora", {"capacity_block": 8}).model_dump()["capacity_block"] == 8
+
+
+# The registry
+
+
+def test_a_method_that_says_nothing_of_its_parameters_is_no_method():
+    with pytest.raises(TypeError, match="parameters"):
+        Method(
+            kind="new", title="New", budget=METHODS["lora"].budget, prepare=lambda setup: None, look=("#000000", "o")
+        )
+
+
+def test_every_method_looks_different():
+    assert len({method.look for method in METHODS.values()}) == len(METHODS)
+    assert {method.protocol for method in METHODS.values()} == {1}
+
+
+def test_components_follow_the_options():
+    on = [
+        {component.name for component in METHODS["increlora"].components if component.is_on(chosen.model_dump())}
+        for chosen in (
+            registry.validate_options("increlora", {}),
+            registry.validate_options("increlora", {"orth_reg_weight": 0.0, "advance_learning": False}),
+        )
+    ]
+    assert on == [{"orth", "advance", "restart"}, {"restart"}]
+
+
+# Families
+
+NAMES = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2)  # noqa: C408
+FAMILY_CONFIGS = {
+    "deberta-v2": TINY_DEBERTA,
+    "bert": TINY_BERT,
+    "roberta": RobertaConfig(**TINY),
+    "electra": ElectraConfig(**TINY, embedding_size=16),
+    "mpnet": MPNetConfig(**TINY),
+    "distilbert": DistilBertConfig(
+        vocab_size=60, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=32
+    ),
+    "modernbert": ModernBertConfig(**TINY, **NAMES),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_finds_every_matrix_of_every_layer(family):
+    """All linear layers are either in a layer, and adapted, or belong to the head; each place is a module."""
+    model = tiny_model(FAMILY_CONFIGS[family])
+    found = target_shapes(model, families.target_modules(family))
+    head = tuple(f"{name}." for name in head_modules(model))
+    linear_layers = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not f"{n}.".startswith(head)}
+    assert set(found) == linear_layers
+    places = [families.locate(name) for name in found]
+    assert {place.layer for place in places} == {0, 1}
+    assert len(set(places)) == len(places) == 2 * len(FAMILIES[family].matrices)
+    for path in (FAMILIES[family].attention_output, FAMILIES[family].ffn_output, FAMILIES[family].ffn_block):
+        assert path is None or len(FAMILIES[family].modules(model, {path})) == 2
+
+
+@pytest.mark.parametrize("kind", ["hadapter", "padapter", "lora", "increlora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_methods_train_on_every_family(family, kind):
+    if kind == "padapter" and FAMILIES[family].ffn_block is None:
+        pytest.skip("no place")
+    adaptation = prepare(kind, 4, tiny_model(FAMILY_CONFIGS[family]))
+    before = tensors(adaptation.model)
+    train(adaptation, *adaptation.optimizer(), range(1, 5))
+    moved = {name for name, tensor in tensors(adaptation.model).items() if not torch.equal(tensor, before[name])}
+    part = "adapter" if "adapter" in kind else "lora_A"
+    assert sum(part in name for name in moved) >= 2 * len(FAMILIES[family].matrices) / 2
+
+
+def test_positions_that_no_token_can_have_do_not_count():
+    sizes = {"max_position_embeddings": 514}
+    assert families.position_limit(RobertaConfig(**sizes)) == families.position_limit(MPNetConfig(**sizes)) == 512
+    assert families.position_limit(BertConfig()) == 512
+    assert families.position_limit(BASE) is None
+    # where the limit is broken, the model cannot look the position up
+    model = AutoModelForSequenceClassification.from_config(RobertaConfig(**TINY))
+    ids = torch.full((1, families.position_limit(model.config)), 7)
+    model(input_ids=ids)
+    with pytest.raises(IndexError):
+        model(input_ids=torch.full((1, ids.shape[1] + 1), 7))
+
+
+def test_an_unknown_architecture_needs_an_expression():
+    with pytest.raises(ConfigError, match=r"backbone\.target_modules: is required for a t5 model"):
+        families.target_modules("t5")
+    assert families.target_modules("t5", "mine") == "mine"
 
 
 # Rank distributions

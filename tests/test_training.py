@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import torch
 
@@ -19,9 +18,10 @@ from increlora.errors import ConfigError, IncreLoraError
 from increlora.training import checkpoint as checkpoints
 from increlora.training.batches import collate, encode, epoch_order
 from increlora.training.device import device_slot
-from increlora.training.run import _Run, discard_checkpoint, run
+from increlora.training.record import Record
+from increlora.training.run import _Run, discard_checkpoint
+from increlora.training.run import run as run_record
 from increlora.training.settings import RunSettings
-from tests.conftest import TARGETS
 
 METHODS: list[tuple[str, int | None, dict[str, Any]]] = [
     ("full_ft", None, {}),
@@ -51,13 +51,18 @@ def settings(backbone: Path, kind: str, budget: int | None, options: dict[str, A
             "budget": budget,
             "options": options,
             "seed": 3,
-            "backbone": {"name": "tiny", "path": str(backbone), "target_modules": TARGETS},
+            "backbone": {"name": "tiny", "path": str(backbone)},
             "data": {"source": "builtin", "train_rows": 80, "eval_rows": 40},
             "training": training,
             "ranks_from": {"method": "increlora"} if kind == "svd_lora" else None,
             **changes,
         }
     )
+
+
+def run(chosen: RunSettings, **arguments: Any) -> dict[str, Any]:
+    """The record as plain data."""
+    return run_record(chosen, **arguments).model_dump(mode="json")
 
 
 def ranks_for(kind: str) -> dict[str, int] | None:
@@ -72,8 +77,7 @@ def ranks_for(kind: str) -> dict[str, int] | None:
 def test_record(kind: str, budget: int | None, options: dict[str, Any], tiny_backbone: Path) -> None:
     chosen = settings(tiny_backbone, kind, budget, options)
     record = run(chosen, ranks=ranks_for(kind), progress=False)
-    schema = Path(__file__).parents[1] / "increlora" / "training" / "record.schema.json"
-    jsonschema.validate(json.loads(json.dumps(record, allow_nan=False)), json.loads(schema.read_text()))
+    assert Record.model_validate_json(json.dumps(record, allow_nan=False)).model_dump(mode="json") == record
     assert record["run"]["digest"] == chosen.digest
     assert [entry["step"] for entry in record["score"]["history"]] == [8, 16, 20]
     assert record["score"]["last"]["step"] == record["cost"]["steps"] == 20
@@ -149,10 +153,10 @@ def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
     chosen = settings(tiny_backbone, "increlora", 2, {"deltaT": 3}, training={"epochs": 12})
     (tmp_path / "settings.json").write_text(chosen.model_dump_json())
     script = (
-        "import json, pathlib, sys; from increlora.training.run import run; "
+        "import pathlib, sys; from increlora.training.run import run; "
         "from increlora.training.settings import RunSettings; import torch; torch.set_num_threads(1); "
         "s = RunSettings.model_validate_json(pathlib.Path('settings.json').read_text()); "
-        "r = run(s, progress=False, checkpoint_seconds=0); pathlib.Path(sys.argv[1]).write_text(json.dumps(r))"
+        "r = run(s, progress=False, checkpoint_seconds=0); pathlib.Path(sys.argv[1]).write_text(r.model_dump_json())"
     )
     command = [sys.executable, "-c", script]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -209,10 +213,10 @@ def test_two_processes_train_like_one(plain_backbone: Path, tmp_path: Path) -> N
     chosen = settings(plain_backbone, "increlora", 2, {"deltaT": 3}, training=training, data=data)
     single = run(chosen, progress=False)
     script = (
-        "import json, os, pathlib; from increlora.training.run import run; "
+        "import os, pathlib; from increlora.training.run import run; "
         "from increlora.training.settings import RunSettings; import torch; torch.set_num_threads(1); "
         "r = run(RunSettings.model_validate_json(pathlib.Path('settings.json').read_text()), progress=False); "
-        "pathlib.Path(f'rank{os.environ[\"RANK\"]}.json').write_text(json.dumps(r))"
+        "pathlib.Path(f'rank{os.environ[\"RANK\"]}.json').write_text(r.model_dump_json())"
     )
     (tmp_path / "settings.json").write_text(chosen.model_dump_json())
     (tmp_path / "one.py").write_text(script)
@@ -284,8 +288,7 @@ def test_divergence_is_recorded(
     assert record["run"]["status"] == "diverged"
     assert "step" in record["run"]["reason"]
     assert record["cost"]["steps"] < 20
-    schema = Path(__file__).parents[1] / "increlora" / "training" / "record.schema.json"
-    jsonschema.validate(json.loads(json.dumps(record, allow_nan=False)), json.loads(schema.read_text()))
+    Record.model_validate_json(json.dumps(record, allow_nan=False))
 
 
 def test_divergence_in_the_last_step_is_recorded(tiny_backbone: Path) -> None:
@@ -295,12 +298,24 @@ def test_divergence_in_the_last_step_is_recorded(tiny_backbone: Path) -> None:
     assert (record["run"]["status"], record["score"]["last"]) == ("diverged", None)
 
 
-def test_a_checkpoint_that_cannot_be_read_does_not_stop_the_run(tiny_backbone: Path) -> None:
-    chosen = settings(tiny_backbone, "bitfit", None, {})
-    path = checkpoints.Checkpoint(chosen.digest).path
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"half")
-    assert run(chosen, progress=False)["cost"]["steps"] == 20
+@pytest.mark.parametrize("content", ["half-written", "a list", "without digest", "of another shape"])
+def test_a_checkpoint_that_does_not_fit_starts_the_run_anew(
+    content: str, tiny_backbone: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = settings(tiny_backbone, "lora", 2, {})
+    expected = run(chosen, progress=False)
+    checkpoint = checkpoints.Checkpoint(chosen.digest)
+    other: dict[str, Any] = {"adaptation": {"weights": {"a": torch.ones(2)}, "method": {}}, "optimizer": {}}
+    if content == "of another shape":
+        checkpoint.save({**other, "scheduler": {}, "progress": {"step": 3}})
+    else:
+        checkpoint.path.parent.mkdir(parents=True)
+        if content == "half-written":
+            checkpoint.path.write_bytes(b"half")
+        else:
+            torch.save([1, 2] if content == "a list" else other, checkpoint.path)
+    assert run(chosen, progress=False)["score"] == expected["score"]
+    assert "starting anew" in caplog.text
 
 
 def test_a_finished_run_leaves_no_checkpoint_behind(tmp_path: Path) -> None:
@@ -402,7 +417,7 @@ def test_padding_is_dynamic(tiny_backbone: Path) -> None:
     from increlora.training.backbone import load_tokenizer
     from increlora.training.settings import Backbone
 
-    tokenizer = load_tokenizer(Backbone(name="tiny", path=str(tiny_backbone), target_modules=TARGETS))
+    tokenizer = load_tokenizer(Backbone(name="tiny", path=str(tiny_backbone)))
     data = encode(Examples((["the dog", "the dog saw the cat"],), [0, 1]), tokenizer, 32, regression=False)
     batch = collate(data, [0, 1], tokenizer.pad_token_id)
     assert batch["input_ids"].shape[1] == max(data.lengths())

@@ -13,7 +13,10 @@ from increlora.glue.tasks import TASKS
 
 
 class Glue(evaluate.Metric):
-    """The metrics of the task that is the module's configuration name, in float64 (`format="numpy"` rounds to float32)."""
+    """The metrics of the task that is the module's configuration name.
+
+    In float64: with ``format="numpy"``, `evaluate` would round scores to float32 first.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         if self.config_name not in TASKS:

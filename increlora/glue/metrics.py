@@ -59,7 +59,7 @@ def recompute(task: str, predictions: Labels, references: Labels) -> dict[str, f
 
 
 def _over_splits(task: str, predictions: Labels, references: Labels, function: Any) -> dict[str, float]:
-    values = {}
+    values: dict[str, float] = {}
     for split in TASKS[task].eval_splits:
         found = function(predictions[split], references[split])
         values |= {key: float(found[name]) for name, key in TASKS[task].metric_keys(split).items()}

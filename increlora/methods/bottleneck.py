@@ -87,17 +87,16 @@ def insert(
         ConfigError: the architecture has no such place, or none that is known.
     """
     model, options = setup.model, setup.options
-    known = {kind: paths for kind, family in FAMILIES.items() if None not in (paths := places(family))}
-    if model.config.model_type not in known:
+    config: Any = model.config
+    known: dict[str, Any] = {name: paths for name, family in FAMILIES.items() if None not in (paths := places(family))}
+    if config.model_type not in known:
         raise ConfigError(
             "backbone.name",
             f"no place for this method's adapters is known in {type(model).__name__}; allowed: {', '.join(known)}",
         )
-    paths = {path for path in known[model.config.model_type] if path is not None}
-    replaced = FAMILIES[model.config.model_type].modules(model, paths)
     weight = next(model.parameters())
-    for name, module in replaced.items():
-        adapter = Bottleneck(model.config.hidden_size, setup.size, options.activation, options.init_std)
+    for name, module in FAMILIES[config.model_type].modules(model, known[config.model_type]).items():
+        adapter = Bottleneck(config.hidden_size, setup.size, options.activation, options.init_std)
         model.set_submodule(name, adapted(module, adapter.to(weight.device, weight.dtype)))
     train_only(model, {name for name, _ in model.named_parameters() if ".adapter." in name})
     return Adaptation(model, setup.recipe)

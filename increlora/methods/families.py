@@ -43,8 +43,8 @@ class Family:
         matrices: the adapted linear layers by the paper's names, as paths inside a layer.
         attention_output: path of the module whose result is the attention's, before the residual connection.
         ffn_output: the same for the feed-forward network.
-        ffn_block: module with ``dense``, ``dropout`` and ``LayerNorm`` that ends a layer as BERT's does: LayerNorm after
-            the residual connection. None where there is no such module.
+        ffn_block: module with ``dense``, ``dropout`` and ``LayerNorm`` that ends a layer as BERT's does, with LayerNorm
+            after the residual connection. None where there is no such module.
         reserved_positions: rows of the table of position embeddings that no token uses.
     """
 

@@ -239,6 +239,7 @@ def _note(runs: list[Mapping[str, Any]]) -> str:
     used = " and ".join(_SCORES[name] for name in sorted(scores))
     return f"IncreLoRA: preset {' and '.join(sorted(presets))}; importance score: {used}."
 
+
 METHOD = Method(
     kind="increlora",
     title="IncreLoRA",

@@ -171,7 +171,8 @@ def options_error(error: ValidationError, model: type[BaseModel], prefix: str = 
         prefix: dotted path of the options in the config, with a dot at the end.
     """
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"][:1])
+    name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         return unknown(f"{prefix}{name}", name, model.model_fields)
-    return ConfigError(f"{prefix}{name}", f"{first['msg']}, not {first['input']!r}")
+    allowed = dict.fromkeys(one["msg"] for one in error.errors() if one["loc"][0] == name)  # one per member of a union
+    return ConfigError(f"{prefix}{name}", f"{' or '.join(allowed)}, not {first['input']!r}")

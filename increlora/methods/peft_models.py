@@ -30,7 +30,9 @@ class PeftAdaptation(Adaptation):
         config.task_type = TaskType.SEQ_CLS
         config.modules_to_save = head_modules(setup.model)  # type: ignore[attr-defined]  # a field of every tuner's config
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+            warnings.filterwarnings(
+                "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+            )
             self.peft_model: PeftModel = get_peft_model(setup.model, config)
         super().__init__(self.peft_model.get_base_model(), setup.recipe)
         self.shapes = setup.shapes

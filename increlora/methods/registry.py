@@ -1,7 +1,7 @@
 """Every method by name.
 
-To add a method, write one file that ends with ``METHOD = Method(...)`` and add the file's name to `_FILES`: every table,
-figure, plan and check reads the rest from that entry.
+To add a method, write one file that ends with ``METHOD = Method(...)`` and add the file's name to `_FILES`. Every
+table, figure, plan and check reads the rest from that entry.
 """
 
 from __future__ import annotations
@@ -139,18 +139,19 @@ def prepare(
     chosen = validate_options(kind, options or {})
     shapes, pattern = {}, ""
     if method.budget is not None and method.budget.name == "rank":
-        pattern = chosen_modules(model.config.model_type, target_modules)
+        pattern = chosen_modules(model.config.model_type, target_modules)  # type: ignore[union-attr,arg-type]
         shapes = target_shapes(model, pattern)
     check_budget(kind, budget, chosen, recipe, shapes)
     if method.needs_ranks and ranks is None:
         raise ConfigError("ranks_from", f"{method.title} needs the rank distribution of a finished run")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        adaptation = method.prepare(Setup(model, recipe, chosen, budget, pattern, shapes, ranks))
-    by_shape = method.parameters != "build" and budget is not None
-    adaptation.budget_parameters = (
-        method.parameters(shapes, budget) if by_shape else adaptation.parameters().trainable  # type: ignore[operator]
-    )
+        setup = Setup(model, recipe, chosen, budget, pattern, shapes, ranks)
+        adaptation = method.prepare(setup)
+    if method.parameters == "build":
+        adaptation.budget_parameters = adaptation.parameters().trainable
+    else:
+        adaptation.budget_parameters = method.parameters(shapes, setup.size)
     return adaptation
 
 

@@ -126,9 +126,9 @@ def _notes(rows: Sequence[dict[str, Any]], per_rank: float | None) -> list[str]:
     with_m = "" if per_rank is None else f", with m = {per_rank:,.0f} numbers added by one rank in every matrix"
     notes = [
         "Counts are numbers, not bytes, and leave out pooler and classifier and their two moments (a method that "
-        "trains all weights counts them too). At peak: the most parameters that had a gradient at once. Optimizer state: "
-        "the most numbers that it held. Memory: measured peak, frozen weights and activations included; on a GPU of the "
-        "whole run, on a CPU of all tensors in one step a quarter of the way through training.",
+        "trains all weights counts them too). At peak: the most parameters that had a gradient at once. Optimizer "
+        "state: the most numbers that it held. Memory: measured peak, frozen weights and activations included; on a "
+        "GPU of the whole run, on a CPU of all tensors in one step a quarter of the way through training.",
         f"Paper: numbers kept for training with AdamW by the paper's formulas{with_m}.",
         *dict.fromkeys(row["paper_note"] for row in rows if row["paper_note"]),
         f"{_TO[:1].upper()}{_TO[1:]}: geometric mean over tasks of the ratio at the same budget (methods without a "

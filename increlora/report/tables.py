@@ -306,7 +306,7 @@ def selection(results: Results, wanted: Table1) -> Table:
         *header(results),
         f"Chosen: {how}; the same rule for every method. *: highest of a method at that budget.",
         *(
-            [f"Highest at the edge of the grid, beyond which a better one may lie: {'; '.join(edges)}."]
+            [f"Highest at the edge of the grid, so a better one may lie beyond: {'; '.join(edges)}."]
             if edges
             else []
         ),

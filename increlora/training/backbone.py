@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from increlora.errors import ConfigError
+from increlora.errors import ConfigError, IncreLoraError
 from increlora.glue.tasks import Task
 from increlora.training.settings import Backbone
 
@@ -28,31 +29,70 @@ def load_model(backbone: Backbone, task: Task, classifier_dropout: float | None 
     Raises:
         ConfigError: there is no such model.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     where, revision = location(backbone)
-    try:
-        config = AutoConfig.from_pretrained(where, revision=revision, num_labels=task.num_labels)
+    config = load_config(backbone, task)
+    if classifier_dropout is not None:
+        _set_classifier_dropout(config, classifier_dropout)
+    with _quiet(), _loading("backbone", f"{where} could not be loaded"):
+        return AutoModelForSequenceClassification.from_pretrained(
+            where, config=config, revision=revision, dtype=torch.float32, trust_remote_code=False
+        )
+
+
+def load_config(backbone: Backbone, task: Task) -> Any:
+    """The backbone's Transformers config for a task.
+
+    Raises:
+        ConfigError: there is none, or it is broken.
+    """
+    from transformers import AutoConfig
+
+    where, revision = location(backbone)
+    with _loading("backbone", f"the config of {where} could not be loaded"):
+        config = AutoConfig.from_pretrained(
+            where, revision=revision, num_labels=task.num_labels, trust_remote_code=False
+        )
         config.problem_type = "regression" if task.is_regression else "single_label_classification"
-        if classifier_dropout is not None:
-            _set_classifier_dropout(config, classifier_dropout)
-        with _quiet():
-            return AutoModelForSequenceClassification.from_pretrained(
-                where, config=config, revision=revision, dtype=torch.float32
-            )
-    except OSError as error:
-        raise ConfigError("backbone", f"{where} could not be loaded: {error}") from error
+        return config
 
 
-def load_tokenizer(backbone: Backbone) -> Any:
-    """The fast tokenizer that belongs to the backbone."""
+def load_tokenizer(backbone: Backbone, vocab_size: int | None = None) -> Any:
+    """The fast tokenizer that belongs to the backbone.
+
+    Args:
+        backbone: name or path, revision.
+        vocab_size: rows of the model's embedding table.
+
+    Raises:
+        ConfigError: there is none. Transformers makes an empty one for a folder without its files, in which every word
+            is unknown; so one that has less than half of the model's tokens is refused, as is one that has more.
+    """
     from transformers import AutoTokenizer
 
     where, revision = location(backbone)
+    with _loading("backbone", f"no tokenizer could be loaded from {where}"):
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
+    if vocab_size is not None and not vocab_size / 2 <= len(tokenizer) <= vocab_size:
+        raise ConfigError(
+            "backbone",
+            f"the tokenizer of {where} has {len(tokenizer)} tokens, the model {vocab_size}; are its files there "
+            "(tokenizer.json, vocab.txt or spm.model)?",
+        )
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _loading(field: str, message: str) -> Iterator[None]:
+    """Transformers raises errors of many types for a name, a folder, a broken or a truncated file."""
     try:
-        return AutoTokenizer.from_pretrained(where, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError("backbone", f"no tokenizer could be loaded from {where}: {error}") from error
+        yield
+    except IncreLoraError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ConfigError(field, f"{message} ({type(error).__name__}: {reason})") from error
 
 
 def location(backbone: Backbone) -> tuple[str, str | None]:
@@ -72,9 +112,25 @@ def fingerprint(backbone: Backbone) -> str | None:
 @functools.cache
 def _fingerprint(path: str) -> str:
     digest = hashlib.sha256()
-    for weights in sorted(Path(path).glob("*.safetensors")):
+    for weights in weight_files(Path(path)):
         digest.update(weights.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that Transformers loads weights from, in its order of preference; several where they are sharded.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [folder / name]
+        if index.is_file():
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            return [folder / shard for shard in sorted(set(shards))]
+    raise ConfigError("backbone.path", f"{folder} holds no weights (model.safetensors or pytorch_model.bin)")
 
 
 def _set_classifier_dropout(config: Any, dropout: float) -> None:

@@ -1,4 +1,8 @@
-"""Checkpoints of an unfinished run: one file per digest, replaced whole, so a kill at any moment leaves a good one."""
+"""Checkpoints of an unfinished run: one file per digest, replaced whole, so a kill at any moment leaves a good one.
+
+Written by hand, and not by Transformers or accelerate, because a resumed run has to give the same bits: the file holds
+the state of every random generator and of a method's allocation beside weights and optimizer.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +49,10 @@ class Checkpoint:
             return None
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises a dozen kinds; an unreadable file must not fail the run for ever
-            logger.warning("%s cannot be read (%s); starting anew", self.path, type(error).__name__)
+            return state if state["digest"] == self.digest else None
+        except Exception as error:  # of many types; a file that cannot be read must not fail the run for ever
+            logger.warning("%s is no checkpoint (%s); starting anew", self.path, type(error).__name__)
             return None
-        return state if state["digest"] == self.digest else None
 
     def delete(self) -> None:
         """Remove it, and what a kill left half-written; the run is finished and its record is safe."""

@@ -1,18 +1,19 @@
-"""Where a run computes: device, precision, and the share of a GPU that several jobs agree on through file locks."""
+"""Where a run computes: device, precision, processes, and the share of a GPU that jobs agree on through file locks."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import itertools
 import logging
 import os
 import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import torch
+from filelock import FileLock, Timeout
+from torch import nn
 
 from increlora.errors import ConfigError
 
@@ -36,35 +37,62 @@ def device_slot(folder: Path = Path(".increlora/slots")) -> Iterator[torch.devic
     given = os.environ.get("INCRELORA_RUNS_PER_GPU", "1")
     if not given.isdecimal() or int(given) < 1:
         raise ConfigError("INCRELORA_RUNS_PER_GPU", f"got {given!r}; allowed: a whole number from 1")
-    per_gpu = int(given)
-    slots = [(gpu, place) for place in range(per_gpu) for gpu in range(torch.cuda.device_count())]
-    folder.mkdir(parents=True, exist_ok=True)
-    gpu, lock = _wait_for_slot(folder, slots)
-    with lock:
-        yield torch.device("cuda", gpu)
-
-
-def _wait_for_slot(folder: Path, slots: list[tuple[int, int]]) -> tuple[int, IO[str]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").replace("/", "-").split(",")
-    waited = False
-    while True:
-        for gpu, place in slots:
-            # the machine's name: nodes of a cluster share the folder, not their GPUs
-            name = f"{platform.node()}.gpu{visible[gpu] if visible[0] else gpu}.{place}"
-            lock = open(folder / name, "w")  # noqa: SIM115 - held by the caller
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.close()
-            else:
+    # the machine's name: nodes of a cluster share the folder, not their GPUs
+    slots = [
+        (gpu, FileLock(folder / f"{platform.node()}.gpu{visible[gpu] if visible[0] else gpu}.{place}"))
+        for place in range(int(given))
+        for gpu in range(torch.cuda.device_count())
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    gpu, lock = _wait_for_slot(slots)
+    try:
+        yield torch.device("cuda", gpu)
+    finally:
+        lock.release()
+
+
+def _wait_for_slot(slots: list[tuple[int, FileLock]]) -> tuple[int, FileLock]:
+    for attempt in itertools.count():
+        for gpu, lock in slots:
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=0)
                 return gpu, lock
-        if not waited:
+        if attempt == 0:
             logger.info("all %d GPU slots are taken; waiting", len(slots))
-            waited = True
         time.sleep(1.0)
+    raise AssertionError
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
     """bfloat16 autocast where the settings and the device call for it; master weights stay float32."""
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+class ProcessGroup:
+    """Data parallelism under ``torchrun``; a group of one otherwise."""
+
+    def __init__(self, device: torch.device):
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        if self.size > 1 and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def average_gradients(self, model: nn.Module, loss: float) -> float:
+        """Average every gradient over the processes, in one message; returns the averaged loss."""
+        if self.size == 1:
+            return loss
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
+        flat = torch.cat([*pieces, pieces[0].new_tensor([loss])])
+        torch.distributed.all_reduce(flat)
+        flat /= self.size
+        *gradients, averaged = flat.split([*(p.numel() for p in parameters), 1])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter).clone()
+        return float(averaged)

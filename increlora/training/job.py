@@ -6,6 +6,7 @@ starting the job again has only the failed ones left to do.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -14,13 +15,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from pydantic import ValidationError
 
 from increlora.errors import ConfigError, IncreLoraError
-from increlora.training.settings import Data, RunSettings
-from increlora.training.store import Record, RecordError, Store, read_record, write_record
+from increlora.training import checksums
+from increlora.training.pretrain_settings import PretrainSettings
+from increlora.training.record import Record, RecordError, read_record, write_record
+from increlora.training.settings import Backbone, Data, RunSettings
+from increlora.training.store import Store
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def settings_of_seed(cell: Mapping[str, Any], seed: int) -> RunSettings:
@@ -53,10 +58,9 @@ class Meter:
     def tick(self, settings: RunSettings, record: Record | None, trained: bool) -> None:
         """Count a run that ended; ``record`` is None if it failed."""
         self.done, self.trained = self.done + 1, self.trained + trained
-        best = record["score"].get("best") if record else None
-        score = f"{best['score']:.2f}" if best else "no score"
+        score = f"{record.score.best.score:.2f}" if record and record.score.best else "no score"
         left = (time.monotonic() - self.started) / max(1, self.trained) * (self.total - self.done)
-        log.info("%d of %d  %s  %s  %s left", self.done, self.total, settings.label, score, _duration(left))
+        logger.info("%d of %d  %s  %s  %s left", self.done, self.total, settings.label, score, _duration(left))
 
 
 def _duration(seconds: float) -> str:
@@ -101,13 +105,13 @@ def run_job(
             record, trained = finish(settings, source, progress=progress)
             if _is_first_process():
                 write_record(records[number], record)
-        except (IncreLoraError, RecordError) as error:
-            log.error("%s failed: %s", settings.label, error)
+        except IncreLoraError as error:
+            logger.error("%s failed: %s", settings.label, error)
             failed.append(settings.seed)
         except Exception:
             if "RANK" in os.environ:  # the other processes of torchrun wait for this one: all have to end
                 raise
-            log.exception("%s failed", settings.label)
+            logger.exception("%s failed", settings.label)
             failed.append(settings.seed)
         meter.tick(settings, record, trained)
     return failed
@@ -118,46 +122,64 @@ def finish(
 ) -> tuple[Record, bool]:
     """The record of a run, and whether it was trained now; otherwise it comes from the store.
 
-    A record just trained goes to the store first; only then is the run's checkpoint deleted.
+    A record just trained goes to the store first; only then is the run's checkpoint deleted. A run that another process
+    is training is waited for.
 
     Raises:
         ConfigError: the finished run was made from another content of a local folder.
     """
     store = Store()
-    record = store.restore(settings)
-    if record is not None:
-        _check_content(settings, record)
-        log.debug("%s: restored from %s", settings.label, store.path(settings.digest))
-        return portable(record), False
-    from increlora.training.run import discard_checkpoint, run
+    # under torchrun the processes of one run would wait for each other
+    with contextlib.nullcontext() if "RANK" in os.environ else store.claim(settings.digest):
+        record = store.restore(settings)
+        if record is not None:
+            _check_content(settings, record)
+            logger.debug("%s: restored from %s", settings.label, store.path(settings.digest))
+            return portable(record), False
+        from increlora.training.run import discard_checkpoint, run
 
-    log.debug("%s: training (digest %s)", settings.label, settings.digest)
-    ranks = source_ranks(settings, ranks_from)
-    tensorboard = os.environ.get("INCRELORA_TENSORBOARD")
-    record = portable(run(settings, ranks=ranks, progress=progress, tensorboard=tensorboard))
-    if _is_first_process():
-        store.put(record)
-        discard_checkpoint(settings)
-    return record, True
+        logger.debug("%s: training (digest %s)", settings.label, settings.digest)
+        _need_backbone(settings.backbone, progress=progress)
+        ranks = source_ranks(settings, ranks_from)
+        tensorboard = os.environ.get("INCRELORA_TENSORBOARD")
+        record = portable(run(settings, ranks=ranks, progress=progress, tensorboard=tensorboard))
+        if _is_first_process():
+            store.put(record)
+            discard_checkpoint(settings)
+        return record, True
+
+
+def _need_backbone(backbone: Backbone, *, progress: bool) -> None:
+    """Make sure that a backbone of the package's own is there and whole: pretrain it, or pretrain it again."""
+    if backbone.pretrain is None or backbone.path is None or "RANK" in os.environ:
+        return
+    folder = Path(backbone.path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if reason := checksums.damage(folder):
+            from increlora.training.pretrain import pretrain
+
+            logger.warning("%s: %s; pretraining the backbone", folder, reason)
+            pretrain(PretrainSettings.model_validate(backbone.pretrain), folder, progress=progress)
 
 
 def _check_content(settings: RunSettings, record: Record) -> None:
     """A local folder is taken for a copy of what the Hub has under the same name; here it is held to that."""
-    found = record.get("provenance", {})
+    found = record.provenance
     if settings.data.source == "local":
-        _same("data", settings.data.path, found.get("data"), _data_fingerprint(settings.task, settings.data))
+        _same("data", settings.data.path, found.data.fingerprint, _data_fingerprint(settings.task, settings.data))
     if settings.backbone.path is not None and settings.backbone.pretrain is None:
         from increlora.training.backbone import fingerprint
 
-        _same("backbone", settings.backbone.path, found.get("backbone"), fingerprint(settings.backbone))
+        _same("backbone", settings.backbone.path, found.backbone.fingerprint, fingerprint(settings.backbone))
 
 
-def _same(block: str, path: str | None, recorded: Mapping[str, Any] | None, now: str | None) -> None:
-    if recorded and recorded.get("fingerprint") not in (None, now):
+def _same(block: str, path: str | None, recorded: str | None, now: str | None) -> None:
+    if recorded not in (None, now):
         raise ConfigError(
             f"{block}.path",
-            f"{path} is not what the finished run of these settings used (fingerprint {now}, recorded "
-            f"{recorded['fingerprint']}); give it a `{block}.name` of its own",
+            f"{path} is not what the finished run of these settings used (fingerprint {now}, recorded {recorded}); "
+            f"give it a `{block}.name` of its own",
         )
 
 
@@ -187,22 +209,23 @@ def source_ranks(settings: RunSettings, path: str | Path | None) -> dict[str, in
         record = read_record(path)
     except RecordError as error:
         raise ConfigError("ranks_from", f"{path}: {error}") from None
-    if record["run"]["digest"] != settings.ranks_source:
+    if record.run.digest != settings.ranks_source:
         raise ConfigError(
             "ranks_from",
-            f"{path} is a run with digest {record['run']['digest']}, but {settings.label} starts from "
+            f"{path} is a run with digest {record.run.digest}, but {settings.label} starts from "
             f"{settings.ranks_source}: train {settings.ranks_from.method!r} again with the present settings",
         )
-    if not record.get("allocation"):
-        raise ConfigError("ranks_from", f"{path} allocated no ranks (status {record['run'].get('status')!r})")
-    return dict(record["allocation"]["ranks"])
+    if record.allocation is None:
+        raise ConfigError("ranks_from", f"{path} allocated no ranks (status {record.run.status!r})")
+    return dict(record.allocation.ranks)
 
 
-def portable(record: Mapping[str, Any]) -> Record:
+def portable(record: Record) -> Record:
     """A record without absolute paths of the machine it was made on; paths are no part of the digest."""
-    settings = dict(record["run"]["settings"])
+    settings = record.run.settings
     for block in ("backbone", "data"):
-        path = settings[block].get("path")
-        if path and Path(path).is_absolute():
-            settings[block] = {**settings[block], "path": Path(path).name}
-    return {**record, "run": {**record["run"], "settings": settings}}
+        place = getattr(settings, block)
+        if place.path and Path(place.path).is_absolute():
+            place = place.model_copy(update={"path": Path(place.path).name})
+            settings = settings.model_copy(update={block: place})
+    return record.model_copy(update={"run": record.run.model_copy(update={"settings": settings})})

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from increlora.glue import corpus
+from increlora.training import checksums
 from increlora.training.pretrain_settings import CHARACTERS, SPECIAL_TOKENS, PretrainSettings
 
 logger = logging.getLogger(__name__)
@@ -453,6 +454,7 @@ def _write(
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         folder.chmod(0o755)
+        checksums.write(folder)
         if out.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
             out.rename(old / out.name)

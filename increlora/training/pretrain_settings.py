@@ -13,7 +13,7 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-$%&"
 class PretrainSettings(BaseModel):
     """What is pretrained and for how long. The defaults are the backbone of the `mini` study."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     hidden_size: int = Field(default=64, ge=1)
     """Width of the encoder, in features; a multiple of ``num_heads``."""

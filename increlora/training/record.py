@@ -6,16 +6,18 @@ predictions and the labels. So a record that was edited or damaged is named, who
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from increlora.errors import IncreLoraError
 from increlora.glue.tasks import TASKS, Task
@@ -23,6 +25,9 @@ from increlora.training.settings import Data, RunSettings
 
 TOLERANCE = 1e-4
 """How far a stored metric may be from the recomputed one; STS-B's were once computed in float32."""
+
+ABANDONED_SECONDS = 600.0
+"""Age of a temporary file that nobody is writing any more."""
 
 Predictions = dict[str, list[int | float]]
 """Class index or score of every example, by evaluation split."""
@@ -281,6 +286,7 @@ def write_record(path: str | Path, record: Record) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
     content = record.model_dump(mode="json")
     if record.score.labels is None:
         del content["score"]["labels"]
@@ -296,6 +302,14 @@ def write_record(path: str | Path, record: Record) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Delete the temporary files of writers that were killed."""
+    for temporary in folder.glob(".*.json.*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS:
+                temporary.unlink()
 
 
 def read_record(path: str | Path) -> Record:

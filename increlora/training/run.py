@@ -1,8 +1,8 @@
 """One run: settings in, one record out.
 
-A loop of our own instead of Transformers' Trainer: it starts in half the time (which is most of the bill of a study of
-many short runs), its checkpoint is a single file that continues a run exactly, and it is the same thirty lines for all
-methods. What differs between methods is behind `increlora.methods.base.Adaptation`.
+A loop of its own instead of Transformers' Trainer: a run that was killed continues to the same bits from a single file,
+and it starts in half the time, which is most of what a study of many short runs costs. It is the same for all methods;
+what differs between them is behind `increlora.methods.base.Adaptation`.
 
 On the CPU the record's scores are a function of the settings alone, resumed or not. Under ``torchrun`` every process
 takes its share of each batch and the gradients are averaged, so the effective batch stays that of the settings.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime
 import logging
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -25,19 +24,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from increlora.errors import ConfigError
+from increlora.errors import ConfigError, IncreLoraError
 from increlora.glue import metrics
 from increlora.glue.loading import TaskData, load_task
-from increlora.methods.base import Adaptation, TrainingPlan
+from increlora.methods.base import Adaptation
 from increlora.methods.ranks import transform_ranks
 from increlora.methods.registry import prepare
 from increlora.training import backbone as backbones
 from increlora.training.batches import Encoded, collate, encode, epoch_order, evaluation_order
 from increlora.training.checkpoint import Checkpoint, set_random_state
 from increlora.training.deberta import slice_relative_positions
-from increlora.training.device import autocast, device_slot
+from increlora.training.device import ProcessGroup, autocast, device_slot
 from increlora.training.memory import MIB, LiveTensors, resident_tensors
 from increlora.training.provenance import provenance
+from increlora.training.record import Record
 from increlora.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -79,15 +79,6 @@ class Progress:
     reason: str | None = None
 
 
-def steps_of(settings: RunSettings, examples: int) -> tuple[int, int, int]:
-    """Optimizer steps of a whole run, of an epoch, and of the warmup."""
-    training = settings.training
-    per_epoch = math.ceil(examples / training.batch_size)
-    total = training.max_steps or max(1, math.ceil(training.epochs * per_epoch))
-    warmup = training.warmup_steps if training.warmup_steps is not None else math.ceil(training.warmup_ratio * total)
-    return total, per_epoch, warmup
-
-
 def run(
     settings: RunSettings,
     *,
@@ -95,7 +86,7 @@ def run(
     progress: bool = True,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     tensorboard: str | Path | None = None,
-) -> dict[str, Any]:
+) -> Record:
     """Train and evaluate; continue from a checkpoint of the same settings if there is one.
 
     Args:
@@ -106,7 +97,7 @@ def run(
         tensorboard: folder for TensorBoard event files.
 
     Returns:
-        The record (see ``record.schema.json``). The caller stores it and then calls :func:`discard_checkpoint`.
+        The record. The caller stores it and then calls :func:`discard_checkpoint`.
 
     Raises:
         IncreLoraError: settings or data are wrong; nothing was trained.
@@ -135,13 +126,15 @@ class _Run:
         self.started = _now()
         self.clock = time.monotonic()
         self.earlier = 0.0  # seconds of training in earlier sessions
-        self.group = _ProcessGroup(device)
+        self.group = ProcessGroup(device)
         self.data = load_task(settings.task, **settings.data.model_dump())
-        self.total, self.per_epoch, self.warmup = steps_of(settings, len(self.data.train))
+        self.labels = {split: list(examples.labels) for split, examples in self.data.evaluation.items()}
+        self.total, self.per_epoch, _ = settings.training.steps(len(self.data.train))
         self.train, self.evaluation = self._encode(self.data)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        self.adaptation = self._adapt(ranks)
+        self.source_ranks = ranks
+        self.adaptation = self._adapt()
         self.checkpoint = Checkpoint(settings.digest)
         self.progress = Progress()
         self.trained_since: tuple[int, list[nn.Parameter]] = (-1, [])  # events so far, parameters that train since
@@ -150,7 +143,8 @@ class _Run:
     # ------------------------------------------------------------ preparation
 
     def _encode(self, data: TaskData) -> tuple[Encoded, dict[str, Encoded]]:
-        tokenizer = backbones.load_tokenizer(self.settings.backbone)
+        config = backbones.load_config(self.settings.backbone, data.task)
+        tokenizer = backbones.load_tokenizer(self.settings.backbone, config.vocab_size)
         self.pad_token_id = tokenizer.pad_token_id or 0
         length, regression = self.settings.training.max_length, data.task.is_regression
         evaluation = {
@@ -159,50 +153,56 @@ class _Run:
         }
         return encode(data.train, tokenizer, length, regression=regression), evaluation
 
-    def _adapt(self, ranks: Mapping[str, int] | None) -> Adaptation:
-        settings, training = self.settings, self.settings.training
+    def _adapt(self) -> Adaptation:
+        settings, ranks = self.settings, self.source_ranks
         torch.manual_seed(settings.seed)
-        model = backbones.load_model(settings.backbone, self.data.task, training.classifier_dropout)
-        plan = TrainingPlan(
-            total_steps=self.total,
-            warmup_steps=self.warmup,
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-            seed=settings.seed,
-            gradient_accumulation=training.gradient_accumulation,
-        )
+        model = backbones.load_model(settings.backbone, self.data.task, settings.training.classifier_dropout)
         if settings.ranks_from is not None and ranks is not None:
             ranks = transform_ranks(ranks, settings.ranks_from.transform, settings.seed)
-        adaptation = prepare(settings, model, plan, ranks)
+        adaptation = prepare(
+            settings.kind,
+            model,
+            settings.recipe(len(self.data.train)),
+            budget=settings.budget,
+            options=settings.options,
+            target_modules=settings.backbone.target_modules,
+            ranks=ranks,
+        )
         slice_relative_positions(adaptation.model)
         adaptation.model.to(self.device)
         return adaptation
 
     # ------------------------------------------------------------ training
 
-    def record(self) -> dict[str, Any]:
-        optimizer, scheduler = self.adaptation.optimizer()
-        optimizer, scheduler = self._resume(optimizer, scheduler)
-        torch.manual_seed(self.settings.seed + 1 + self.group.rank) if self.progress.step == 0 else None
+    def record(self) -> Record:
+        optimizer, scheduler = self._resume() or self.adaptation.optimizer()
+        if self.progress.step == 0:
+            torch.manual_seed(self.settings.seed + 1 + self.group.rank)
         self._train(optimizer, scheduler)
         if self.progress.status == "completed":
             self.adaptation.finish()
         return self._record(optimizer)
 
-    def _resume(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> tuple[torch.optim.Optimizer, Any]:
+    def _resume(self) -> tuple[torch.optim.Optimizer, Any] | None:
+        """Optimizer and scheduler of the checkpoint, everything else put back; None to start from the beginning."""
         state = self.checkpoint.load()
         if state is None:
-            return optimizer, scheduler
-        self.adaptation.load_state_dict(state["adaptation"])
-        optimizer, scheduler = self.adaptation.optimizer()
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        self.progress = Progress(**state["progress"])
-        self.earlier = self.progress.seconds
-        set_random_state(state["random"])
+            return None
+        try:
+            self.adaptation.load_state_dict(state["adaptation"])
+            optimizer, scheduler = self.adaptation.optimizer()
+            optimizer.load_state_dict(state["optimizer"])
+            scheduler.load_state_dict(state["scheduler"])
+            progress = Progress(**state["progress"])
+            set_random_state(state["random"])
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, IncreLoraError) as error:
+            logger.warning("%s does not fit this run (%s); starting anew", self.checkpoint.path, type(error).__name__)
+            self.adaptation = self._adapt()
+            return None
+        self.progress, self.earlier = progress, progress.seconds
         if not self.group.is_first:  # the state is that of the first process: dropout has to differ between them
-            torch.manual_seed(self.settings.seed + 1 + self.group.rank + self.progress.step)
-        logger.info("%s: resumed at step %d of %d", self.settings.label, self.progress.step, self.total)
+            torch.manual_seed(self.settings.seed + 1 + self.group.rank + progress.step)
+        logger.info("%s: resumed at step %d of %d", self.settings.label, progress.step, self.total)
         return optimizer, scheduler
 
     def _save(self, optimizer: torch.optim.Optimizer, scheduler: Any, session_start: float) -> None:
@@ -317,7 +317,8 @@ class _Run:
             part = rows[piece::pieces]
             share = part[self.group.rank :: self.group.size]
             weight = len(share) * self.group.size / len(rows)
-            # the last batch of an epoch can have fewer rows than processes or micro-batches: the penalty counts still
+            # the last batch of an epoch can have fewer rows than processes or micro-batches; a share of none has
+            # weight 0, but its penalty counts
             batch = self._collate(self.train, share or rows[:1])
             with autocast(self.device, self.settings.training.precision):
                 loss = self.adaptation.model(**batch).loss * weight
@@ -364,16 +365,15 @@ class _Run:
         self.adaptation.model.eval()
         predictions = {split: self._predict(data) for split, data in self.evaluation.items()}
         self.adaptation.model.train()
-        values = metrics.compute(task.name, predictions, self._references())
+        values = metrics.compute(task.name, predictions, self.labels)
         constant = all(len(set(guess)) == 1 for guess in predictions.values())
-        # an undefined correlation is that of a constant prediction: it explains nothing
-        values = {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
         ranks = self.adaptation.ranks()
+        score = task.score(values)
         entry = {
             "step": progress.step,
             "epoch": round(progress.step / self.per_epoch, 4),
             "train_loss": statistics.fmean(progress.losses) if progress.losses else None,
-            "score": task.score(values),
+            "score": score,
             "metrics": values,
             "total_rank": sum(ranks.values()) if ranks is not None else None,
             "trainable": self.adaptation.parameters().trainable,
@@ -381,13 +381,10 @@ class _Run:
         progress.losses = []
         progress.history.append(entry)
         progress.last = {**entry, "predictions": predictions, "constant": constant}
-        if progress.best is None or entry["score"] > progress.best["score"]:
+        if progress.best is None or task.is_better(score, progress.best["score"]):
             progress.best = progress.last
         if self.writer is not None:
-            self.writer.add_scalar("evaluation/score", entry["score"], progress.step)
-
-    def _references(self) -> dict[str, list[float]]:
-        return {split: examples.labels for split, examples in self.data.evaluation.items()}
+            self.writer.add_scalar("evaluation/score", score, progress.step)
 
     def _note_orthogonality(self) -> None:
         """Record the curves of Figure 5 for methods that have such factors."""
@@ -412,53 +409,50 @@ class _Run:
 
     # ------------------------------------------------------------ the record
 
-    def _record(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def _record(self, optimizer: torch.optim.Optimizer) -> Record:
         settings, progress = self.settings, self.progress
         if progress.status == "completed" and progress.best is not None and progress.best["constant"]:
             progress.status = "collapsed"
             progress.reason = "every prediction of the best checkpoint is the same"
-        names = settings.model_dump(mode="json")
-        identity = {key: names[key] for key in ("study", "task", "method", "kind", "budget", "seed")}
-        return {
-            "run": {
-                **identity,
-                "digest": settings.digest,
-                "protocol": settings.protocol,
-                "status": progress.status,
-                "reason": progress.reason,
-                "settings": names,
-            },
-            "score": {
-                "best": _without(progress.best, "predictions", "constant"),
-                "last": _without(progress.last, "predictions", "constant"),
-                "baseline": metrics.baseline(settings.task, self._references()),
-                "history": progress.history,
-                "predictions": {
-                    "best": progress.best["predictions"] if progress.best else None,
-                    "last": progress.last["predictions"] if progress.last else None,
+        names = ("study", "task", "method", "kind", "budget", "seed", "digest", "protocol")
+        checkpoints = {"best": progress.best, "last": progress.last}
+        return Record.model_validate(
+            {
+                "run": {
+                    **{name: getattr(settings, name) for name in names},
+                    "status": progress.status,
+                    "reason": progress.reason,
+                    "settings": settings,
                 },
-            },
-            "parameters": self._parameters(),
-            "cost": self._cost(optimizer),
-            "allocation": self._allocation(),
-            "provenance": provenance(
-                data={
-                    "source": settings.data.source,
-                    "fingerprint": self.data.fingerprint,
-                    "rows": {"train": len(self.train), **{s: len(e) for s, e in self.evaluation.items()}},
+                "score": {
+                    **{name: _without(entry, "predictions", "constant") for name, entry in checkpoints.items()},
+                    "baseline": metrics.baseline(settings.task, self.labels),
+                    "history": progress.history,
+                    "predictions": {name: entry and entry["predictions"] for name, entry in checkpoints.items()},
+                    "labels": self.labels,
                 },
-                backbone={
-                    "name": settings.backbone.name,
-                    "fingerprint": backbones.fingerprint(settings.backbone),
-                },
-                started=self.started,
-                finished=_now(),
-            ),
-        }
+                "parameters": self._parameters(),
+                "cost": self._cost(optimizer),
+                "allocation": self._allocation(),
+                "provenance": provenance(
+                    data={
+                        "source": settings.data.source,
+                        "fingerprint": self.data.fingerprint,
+                        "rows": {"train": len(self.train), **{s: len(e) for s, e in self.evaluation.items()}},
+                    },
+                    backbone={
+                        "name": settings.backbone.name,
+                        "fingerprint": backbones.fingerprint(settings.backbone),
+                    },
+                    started=self.started,
+                    finished=_now(),
+                ),
+            }
+        )
 
     def _parameters(self) -> dict[str, Any]:
         count = self.adaptation.parameters()
-        budget = self.adaptation.budget_parameters()
+        budget = self.adaptation.budget_parameters
         return {
             "trainable": count.trainable,
             "head": count.head,
@@ -507,34 +501,6 @@ class _Run:
             "growth": growth,
             "orthogonality": self.progress.orthogonality,
         }
-
-
-class _ProcessGroup:
-    """Data parallelism under ``torchrun``; a group of one otherwise."""
-
-    def __init__(self, device: torch.device):
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
-        if self.size > 1 and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
-
-    def average_gradients(self, model: nn.Module, loss: float) -> float:
-        """Average every gradient over the processes, in one message; returns the averaged loss."""
-        if self.size == 1:
-            return loss
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
-        flat = torch.cat([*pieces, pieces[0].new_tensor([loss])])
-        torch.distributed.all_reduce(flat)
-        flat /= self.size
-        *gradients, averaged = flat.split([*(p.numel() for p in parameters), 1])
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient.view_as(parameter).clone()
-        return float(averaged)
 
 
 def _without(entry: Mapping[str, Any] | None, *names: str) -> dict[str, Any] | None:

@@ -11,19 +11,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from increlora.training.record import Record, RecordError, read_record, write_record
+from increlora.training.record import Record, RecordError, read_record, sweep, write_record
 from increlora.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
-
-HALF_WRITTEN_SECONDS = 3600.0
-"""Age from which a temporary file was left behind by a process that was killed."""
 
 
 class Store:
@@ -41,17 +37,20 @@ class Store:
 
     @contextlib.contextmanager
     def claim(self, digest: str) -> Iterator[None]:
-        """Hold a run for this process until the block ends; wait as long as another process trains it."""
-        lock = FileLock(self.root / "locks" / f"{digest}.lock")
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        """Hold a run until the block ends; wait as long as another process trains it."""
+        path = self.root / "claims" / digest
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             logger.info("%s is being trained by another process; waiting for it", digest)
             lock.acquire()
-        with lock:
-            lock.release()  # the inner of two acquisitions
+        try:
             yield
+        finally:
+            path.unlink(missing_ok=True)  # whoever waits for it notices and starts over with a new file
+            lock.release()
 
     def get(self, digest: str) -> Record | None:
         """The finished run of this digest; None if there is none (or only a broken file)."""
@@ -66,12 +65,7 @@ class Store:
 
     def put(self, record: Record) -> None:
         """Keep a finished run; safe against being stopped half-way and against others writing the same run."""
-        path = self.path(record.run.digest)
-        write_record(path, record)
-        for temporary in path.parent.glob(".*.tmp"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - temporary.stat().st_mtime > HALF_WRITTEN_SECONDS:
-                    temporary.unlink()
+        write_record(self.path(record.run.digest), record)
 
     def restore(self, settings: RunSettings) -> Record | None:
         """The finished run with these settings, under the study and method names of whoever asks for it."""
@@ -87,6 +81,8 @@ class Store:
         Returns:
             The number of records taken in. Those that `read_record` refuses are left out with a warning.
         """
+        for folder in {path.parent for path in self.root.glob("*/.*")}:
+            sweep(folder)
         adopted = 0
         for path in sorted(Path(records_root).rglob("seed*.json")):
             try:

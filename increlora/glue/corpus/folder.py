@@ -9,6 +9,7 @@ from pathlib import Path
 from increlora.glue import corpus
 from increlora.glue.tasks import TASKS
 
+
 def write(path: Path, *, seed: int) -> None:
     """Write every task to ``path/<task>/<split>-00000-of-00001.parquet`` with a README that names the splits.
 

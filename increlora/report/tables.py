@@ -305,11 +305,7 @@ def selection(results: Results, wanted: Table1) -> Table:
     notes = [
         *header(results),
         f"Chosen: {how}; the same rule for every method. *: highest of a method at that budget.",
-        *(
-            [f"Highest at the edge of the grid, so a better one may lie beyond: {'; '.join(edges)}."]
-            if edges
-            else []
-        ),
+        *([f"Highest at the edge of the grid, so a better one may lie beyond: {'; '.join(edges)}."] if edges else []),
     ]
     sides = tuple(Column(title, left=not number) for number, title in enumerate(columns))
     shown_grid = Grid(f"Study {study.study}: trials", sides, tuple(entries), frozenset(rules) - {0})

@@ -16,7 +16,7 @@ from increlora.errors import ConfigError, IncreLoraError, unknown
 from increlora.study.cells import Cell, all_cells, sources
 from increlora.study.config import Study
 from increlora.study.settings import all_runs, run_settings
-from increlora.training.job import finish
+from increlora.training.job import finish, is_first_process
 from increlora.training.record import Record, write_record
 from increlora.training.settings import RunSettings, budget_label
 
@@ -76,7 +76,7 @@ def train(
         source = [run_settings(study, one, settings.seed).record_path(records_root) for one in sources(study, cell)]
         try:
             record, trained = finish(settings, *source, progress=progress)
-            if os.environ.get("RANK", "0") == "0":  # under torchrun every process trains and the first writes
+            if is_first_process():
                 write_record(settings.record_path(records_root), record)
         except (IncreLoraError, OSError) as error:
             failed[settings.label] = " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -421,6 +422,68 @@ def test_header_says_how_the_table_was_made(study: Study, records: Path) -> None
     assert row["mean"] == pytest.approx(expected(study, "rte", "lora", 2, ("accuracy",)).mean() - 1)
 
 
+def test_a_ninth_task_adds_a_column_and_changes_no_other_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ninth = dataclasses.replace(TASKS["rte"], name="wnli", title="WNLI", in_all=False)
+    monkeypatch.setitem(TASKS, "wnli", ninth)  # type: ignore[arg-type]
+    rows = [{"method": "full_ft"}, {"method": "lora", "budgets": [4, 2]}]
+    wanted = {"rows": rows, "tasks": list(TASKS)}
+    nine = make_study(data={"source": "hub"}, artefacts={"table1": wanted})
+    eight = make_study(data={"source": "hub"}, artefacts={"table1": {**wanted, "tasks": list(TASKS)[:8]}})
+    write(nine, tmp_path)
+    before, after = (next(iter(tables.tables(Results(study, tmp_path)))) for study in (eight, nine))
+    columns = [(column.group, column.title) for column in after.grids[0].columns]
+    assert columns[-2:] == [("WNLI", "Acc"), ("", "All")]
+    same = after.tidy[after.tidy["task"] != "wnli"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(before.tidy, same)
+    assert same.published[same.column == "All"].tolist() == ["88.09", "88.34", "88.15"]
+    assert len(after.tidy) == len(same) + 3
+
+
+def test_published_values_are_a_table_of_their_own(study: Study, records: Path, tmp_path: Path) -> None:
+    """Beside measured values they stand only where backbone and data are the paper's."""
+
+    def headings(table: Table) -> set[str]:
+        return {column.title for grid in table.grids for column in grid.columns}
+
+    for table in tables.tables(Results(study, records)):
+        assert "published" not in headings(table)
+    paper = make_study(published.BACKBONE, "hub")
+    write(paper, tmp_path)
+    found = {table.name: headings(table) for table in tables.tables(Results(paper, tmp_path))}
+    assert "published" in found["fake_table2"] & found["fake_table3"]
+    text = markdown(tables.published_table())
+    for value in ("88.09", "96.26", "+1.81", "> 0, large", "Two values, Full FT, RTE: 83.75"):
+        assert value in text
+
+
+def test_selection_marks_the_trial_taken_and_the_edges(tmp_path: Path) -> None:
+    """LoRA's third rate is best at both budgets, and the last that was tried; the second seed decides nothing."""
+    grid = {
+        "choose": {"metric": "rte", "over": "budgets"},
+        "methods": {"lora": {"learning_rate": [1e-3, 2e-3, 4e-3]}, "increlora": {"learning_rate": [1e-3, 2e-3, 4e-3]}},
+    }
+    rows = [{"method": method, "budgets": [4, 2]} for method in ("lora", "increlora")]
+    study = make_study(grid=grid, artefacts={"table1": {"tasks": ["rte", "stsb"], "rows": rows}})
+    scores = {"lora_1": 0.5, "lora_2": 0.6, "lora_3": 0.7, "increlora_1": 0.5, "increlora_2": 0.9, "increlora_3": 0.7}
+
+    def change(settings: RunSettings, record: dict[str, Any]) -> dict[str, Any]:
+        if settings.task == "rte":
+            value = scores[settings.method] + (0.25 if (settings.method, settings.budget) == ("increlora_3", 4) else 0)
+            record["score"]["best"] |= {"metrics": {"accuracy": value}, "score": 100 * value}
+        return record
+
+    write(study, tmp_path, change)
+    table = {table.name: table for table in tables.tables(Results(study, tmp_path))}["fake_selection"]
+    rows_by = table.tidy.set_index("trial")
+    assert rows_by.index[rows_by["chosen"].notna()].tolist() == ["lora_3", "increlora_2"]
+    # IncreLoRA's last rate is not taken, but it is the best at one of the budgets
+    assert rows_by.index[rows_by["at_edge"].notna()].tolist() == ["lora_3", "increlora_3"]
+    assert "LoRA 4e-3 (learning_rate)" in " ".join(table.notes)
+    assert "the trial with the highest RTE, mean over the method's budgets" in " ".join(table.notes)
+
+
 # ---------------------------------------------------------------- Tables 2, 3 and cost
 
 
@@ -562,6 +625,18 @@ def test_figure_without_records_says_so(study: Study, tmp_path: Path, caplog: py
     for name in ("figure4", "figure5", "figure6", "rank_growth"):
         assert f"fake_{name}: no records for" in caplog.text
     assert tables.build(study, tmp_path / "none", tmp_path / "out")
+
+
+def test_titles_are_no_formulas(records: Path, tmp_path: Path) -> None:
+    """Matplotlib would take what stands between two dollar signs for a formula, LaTeX and Markdown have signs too."""
+    title = r"$x_$ \n {0} `b` | *c* <d> %"
+    methods = make_study().model_dump(mode="json", exclude_unset=True)["methods"]
+    methods["increlora"]["title"] = title
+    study = make_study(methods=methods)
+    assert figures.build(study, records, tmp_path)
+    assert title in show(study, records, "cost", width=300)
+    text = markdown(next(iter(tables.tables(Results(study, records)))))
+    assert r"$x_$ \\n {0} \`b\` \| \*c\* \<d> %" in text
 
 
 def test_figures_with_a_part_of_the_records(study: Study, tmp_path: Path) -> None:

@@ -33,7 +33,10 @@ MOST_SHOWN = 10
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command is not _train:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -122,7 +125,7 @@ def _failures(options: argparse.Namespace) -> None:
         print(f"{len(absent)} runs are not finished" if absent else "every run is finished", end="; ")
         print("no run failed by itself, the messages above say what did")
         return
-    print(f"{len(failed)} runs failed:")
+    print(f"{len(failed)} run{'s' if len(failed) > 1 else ''} failed:")
     for run, reason, log in failed[:MOST_SHOWN]:
         print(f"  {run.label}: {reason}\n    log: {log}")
     if len(failed) > MOST_SHOWN:
@@ -266,9 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--seed", nargs="+", default=(), help="these seeds (the study's)")
     command("failures", _failures, "which runs of a study failed, why, and what to do next", config=True)
-    gone = commands.add_parser("train")
-    gone.add_argument("arguments", nargs=argparse.REMAINDER)
-    gone.set_defaults(command=_train)
+    commands.add_parser("train").set_defaults(command=_train)
 
     pretrain = command("pretrain", _pretrain, "pretrain a study's own backbone", config=True)
     pretrain.add_argument("--settings", metavar="JSON", help="settings, instead of a config")

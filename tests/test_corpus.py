@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import Counter
 
 import pytest
 
 from increlora.glue import corpus
 
-TASKS = tuple(corpus.DEFAULT_ROWS)
+TASKS = corpus.names()
 TEXT_COLUMNS = {
     "cola": ("sentence",),
     "sst2": ("sentence",),
@@ -89,10 +88,10 @@ def test_generation_does_not_depend_on_the_hash_seed(tmp_path):
 
     code = (
         "import hashlib, json; from increlora.glue import corpus; "
-        "rows = [corpus.generate(t, train_rows=40, eval_rows=10) for t in corpus.DEFAULT_ROWS]; "
+        "rows = [corpus.generate(t, train_rows=40, eval_rows=10) for t in corpus.names()]; "
         "print(hashlib.sha256(json.dumps([rows, corpus.documents(count=40)]).encode()).hexdigest())"
     )
-    rows = [corpus.generate(t, train_rows=40, eval_rows=10) for t in corpus.DEFAULT_ROWS]
+    rows = [corpus.generate(t, train_rows=40, eval_rows=10) for t in corpus.names()]
     here = hashlib.sha256(json.dumps([rows, corpus.documents(count=40)]).encode()).hexdigest()
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     there = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -148,30 +147,17 @@ def test_a_bag_of_words_does_not_solve_the_task(task):
     optimizer.step(closure)
     accuracy = 100 * (model(held_out).argmax(1) == labels).float().mean().item()
     majority = 100 * labels.bincount().max().item() / len(labels)
-    assert accuracy < majority + (corpus.noise_ceiling(task) - majority) / 3
+    assert accuracy < majority + (100 * (1 - corpus.LABEL_NOISE) - majority) / 3
 
 
 def _word_features(row: dict, task: str) -> list[str]:
     return [f"{column}:{word}" for column in TEXT_COLUMNS[task] for word in row[column].split()]
 
 
-def test_noise_ceiling_is_what_the_noise_gives():
-    for task in TASKS:
-        assert 85 < corpus.noise_ceiling(task) < 100
-    assert corpus.noise_ceiling("rte") == pytest.approx(100 * (1 - corpus.LABEL_NOISE))
-
-
-def test_generation_is_quick():
-    started = time.process_time()
-    for task in TASKS:
-        corpus.generate(task)
-    assert time.process_time() - started < 2.0
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "wnli"}, "wnli.*allowed: cola"),
+        ({"task": "wnli"}, "wnli.*allowed: mnli"),
         ({"task": "rte", "train_rows": -1}, "train_rows: -1"),
     ],
 )

@@ -583,11 +583,16 @@ def test_a_family_finds_every_matrix_of_every_layer(family):
         assert path is None or len(FAMILIES[family].modules(model, {path})) == 2
 
 
-@pytest.mark.parametrize("kind", ["hadapter", "padapter", "lora", "increlora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        (name, kind)
+        for name, family in FAMILIES.items()
+        for kind in ("hadapter", "padapter", "lora", "increlora")
+        if kind != "padapter" or family.ffn_block is not None
+    ],
+)
 def test_methods_train_on_every_family(family, kind):
-    if kind == "padapter" and FAMILIES[family].ffn_block is None:
-        pytest.skip("no place")
     adaptation = prepare(kind, 4, tiny_model(FAMILY_CONFIGS[family]))
     before = tensors(adaptation.model)
     train(adaptation, *adaptation.optimizer(), range(1, 5))
@@ -605,7 +610,7 @@ def test_positions_that_no_token_can_have_do_not_count():
     model = AutoModelForSequenceClassification.from_config(RobertaConfig(**TINY))
     ids = torch.full((1, families.position_limit(model.config)), 7)
     model(input_ids=ids)
-    with pytest.raises(IndexError):
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
         model(input_ids=torch.full((1, ids.shape[1] + 1), 7))
 
 

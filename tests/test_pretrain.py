@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from increlora.errors import ConfigError
+from increlora.glue.tasks import TASKS
+from increlora.training import checksums
 from increlora.training import pretrain as module
+from increlora.training.backbone import load_model
 from increlora.training.pretrain import PretrainSettings, pretrain
+from increlora.training.settings import Backbone
 
 TINY = PretrainSettings(
     hidden_size=16,
@@ -149,3 +154,25 @@ def test_corruption_asks_only_where_it_may():
 def test_wrong_settings_are_named(field, value):
     with pytest.raises(ValueError, match=field):
         PretrainSettings(**{field: value})
+
+
+def test_a_damaged_folder_is_named_and_made_anew(backbone, tmp_path, monkeypatch, caplog):
+    """Also one of which only two bits are wrong, which loads and would train."""
+    from increlora.training import job
+
+    monkeypatch.chdir(tmp_path)
+    whole = Backbone(name="tiny", path=str(tmp_path / "backbone"), pretrain=TINY.model_dump())
+    job._need_backbone(whole, progress=False)
+    assert "it has no config.json; pretraining the backbone" in caplog.text
+    weights = tmp_path / "backbone" / "model.safetensors"
+    good = weights.read_bytes()
+    assert checksums.damage(tmp_path / "backbone") is None
+    for bad in (good[:-1] + bytes([good[-1] ^ 3]), good[: len(good) // 2]):
+        weights.write_bytes(bad)
+        assert checksums.damage(tmp_path / "backbone") == "model.safetensors is damaged"
+        with pytest.raises(ConfigError, match=r"backbone: .*model\.safetensors is damaged"):
+            load_model(whole, TASKS["rte"])
+        job._need_backbone(whole, progress=False)
+        assert weights.read_bytes() == good == (backbone[0] / "model.safetensors").read_bytes()
+    weights.unlink()
+    assert checksums.damage(tmp_path / "backbone") == "model.safetensors is missing"

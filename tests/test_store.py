@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,9 @@ import pytest
 from increlora.errors import ConfigError
 from increlora.study.config import load_study
 from increlora.training import job
-from increlora.training.settings import RunSettings
-from increlora.training.store import RecordError, Store, read_record, write_record
+from increlora.training.record import RecordError, read_record, write_record
+from increlora.training.settings import Data, RunSettings
+from increlora.training.store import Store
 from tests.study_helpers import SMOKE, fake_record
 
 
@@ -40,48 +41,77 @@ def test_restored_record_carries_the_names_of_the_one_who_asks(tmp_path: Path, s
     asking = settings.model_copy(update={"study": "other", "method": "renamed"})
     restored = Store(tmp_path).restore(asking)
     assert restored is not None
-    assert restored["run"]["study"] == "other"
-    assert restored["run"]["method"] == "renamed"
-    assert restored["run"]["settings"] == asking.model_dump(mode="json")
-    assert restored["run"]["digest"] == asking.digest
+    assert (restored.run.study, restored.run.method) == ("other", "renamed")
+    assert restored.run.settings == asking
+    assert restored.run.digest == asking.digest
+    write_record(tmp_path / "seed0.json", restored)
+    assert read_record(tmp_path / "seed0.json") == restored
 
 
 def test_a_crash_leaves_the_old_record_and_no_rest(
     tmp_path: Path, settings: RunSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "seed0.json"
-    write_record(path, {"run": 1})
+    write_record(path, fake_record(settings))
 
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        write_record(path, {"run": 2})
-    assert json.loads(path.read_text()) == {"run": 1}
+        write_record(path, fake_record(settings, run={"status": "collapsed"}))
+    assert read_record(path) == fake_record(settings)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_record(tmp_path / "seed0.json", {"score": float("nan")})
-    assert not list(tmp_path.iterdir())
+def test_what_a_kill_left_half_written_is_swept(tmp_path: Path, settings: RunSettings) -> None:
+    store = Store(tmp_path)
+    store.put(fake_record(settings))
+    folder = store.path(settings.digest).parent
+    old, new = folder / ".0123.json.abc", folder / ".4567.json.def.tmp"
+    for path in (old, new):
+        path.write_text("{")
+    os.utime(old, (0, 0))
+    store.adopt(tmp_path / "nothing")
+    assert not old.exists()
+    assert new.exists(), "somebody may be writing it"
+
+
+def test_a_second_trainer_of_a_run_waits_and_finds_it_finished(tmp_path: Path, settings: RunSettings) -> None:
+    store, order = Store(tmp_path), []
+
+    def second() -> None:
+        with Store(tmp_path).claim(settings.digest):
+            order.append("second")
+            assert store.restore(settings) == fake_record(settings)
+
+    with ThreadPoolExecutor() as pool:
+        with store.claim(settings.digest):
+            waiting = pool.submit(second)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+            store.put(fake_record(settings))
+            order.append("first")
+        waiting.result(timeout=30)
+    assert order == ["first", "second"]
+    assert not list((tmp_path / "claims").iterdir())
 
 
 def test_adopts_consistent_records_only(
     tmp_path: Path, settings: RunSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good, edited = fake_record(settings), fake_record(settings.model_copy(update={"seed": 1}))
-    edited["run"]["settings"]["training"]["learning_rate"] = 1.0
+    good, other = fake_record(settings), tmp_path / "runs" / "seed1.json"
     write_record(tmp_path / "runs" / "seed0.json", good)
-    write_record(tmp_path / "runs" / "seed1.json", edited)
+    write_record(other, fake_record(settings.model_copy(update={"seed": 1})))
+    other.write_text(other.read_text().replace('"learning_rate": 0.005', '"learning_rate": 1.0'))
     (tmp_path / "runs" / "seed2.json").write_text("{")
     store = Store(tmp_path / "store")
     assert store.adopt(tmp_path / "runs") == 1
     assert store.adopt(tmp_path / "runs") == 0
     assert store.get(settings.digest) == good
-    assert "seed1.json: its digest is" in caplog.text
-    assert "seed2.json: not a record" in caplog.text
+    assert "seed1.json: not a valid record: run: " in caplog.text
+    assert "its digest is" in caplog.text
+    assert "seed2.json: not a valid record" in caplog.text
     with pytest.raises(RecordError):
         read_record(tmp_path / "runs" / "seed1.json")
 
@@ -107,7 +137,9 @@ def test_ranks_come_only_from_the_run_that_was_meant(tmp_path: Path, settings: R
 
 
 def test_records_name_no_folder_of_this_machine(settings: RunSettings) -> None:
-    record = fake_record(settings)
-    record["run"]["settings"]["data"] |= {"source": "local", "path": "/home/me/glue"}
-    assert job.portable(record)["run"]["settings"]["data"]["path"] == "glue"
-    assert job.portable(record)["run"]["settings"]["backbone"] == record["run"]["settings"]["backbone"]
+    local = Data(source="local", path="/home/me/glue")
+    record = fake_record(settings.model_copy(update={"data": local}))
+    found = job.portable(record).run
+    assert found.settings.data.path == "glue"
+    assert found.settings.backbone == settings.backbone
+    assert found.settings.digest == found.digest

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from increlora.errors import ConfigError, IncreLoraError
+from increlora.glue.tasks import TASKS
 from increlora.training import checkpoint as checkpoints
+from increlora.training.backbone import load_config
 from increlora.training.batches import collate, encode, epoch_order
 from increlora.training.device import device_slot
 from increlora.training.record import Record
@@ -423,3 +425,34 @@ def test_padding_is_dynamic(tiny_backbone: Path) -> None:
     assert batch["input_ids"].shape[1] == max(data.lengths())
     assert batch["attention_mask"].sum(1).tolist() == data.lengths()
     assert collate(data, [0], tokenizer.pad_token_id, multiple=8)["input_ids"].shape[1] % 8 == 0
+
+
+def test_sequences_longer_than_the_positions_are_refused(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("increlora.training.run.position_limit", lambda config: 512)
+    with pytest.raises(ConfigError, match=r"training\.max_length: tiny reads up to 512 tokens"):
+        run(settings(tiny_backbone, "lora", 2, {}, training={"max_length": 513}), progress=False)
+
+
+def test_a_new_method_is_an_entry(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LayerNorm tuning, from its entry to a record that counts what it trained."""
+    from increlora.methods.base import Adaptation, train_only
+    from increlora.methods.method import Look, Method
+    from increlora.methods.registry import METHODS, count
+
+    def prepare(setup: Any) -> Adaptation:
+        train_only(setup.model, {name for name, _ in setup.model.named_parameters() if "LayerNorm" in name})
+        return Adaptation(setup.model, setup.recipe)
+
+    method = Method(
+        kind="norms", title="Norms", budget=None, parameters="build", prepare=prepare, look=Look("#000000", "1")
+    )
+    monkeypatch.setitem(METHODS, "norms", method)
+    record = run_record(settings(tiny_backbone, "norms", None, {}), progress=False)
+    assert record.run.protocol == 1
+    norms = 2 * 16  # weight and bias
+    expected = norms * (1 + 1 + 2 * 2)  # embeddings, relative positions, two per layer
+    assert record.parameters.trainable == record.parameters.budget == expected
+    config = load_config(record.run.settings.backbone, TASKS["rte"])
+    assert count("norms", None, config).trainable == expected
+    with pytest.raises(ConfigError, match="Norms has no budget"):
+        run_record(settings(tiny_backbone, "norms", 4, {}), progress=False)

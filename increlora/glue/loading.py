@@ -78,7 +78,7 @@ def load_task(
         return _task_data(spec, _load_dataset(task, where), train_rows, eval_rows)
     except IncreLoraError:
         raise
-    except Exception as error:  # the library raises a dozen kinds about the place, the name or a file, some in reading
+    except Exception as error:  # `datasets` raises errors of many types, some only while rows are read
         reason = " ".join(str(error).split())
         raise IncreLoraError(
             f"data of {task}: {where} could not be loaded ({type(error).__name__}: {reason})"
@@ -99,7 +99,7 @@ def _load_dataset(task: str, where: str) -> Mapping[str, Any]:
 
     datasets.disable_progress_bars()
     if Path(where).is_dir():
-        # a folder is read as it is now: the library's cache goes by file names and would not see changed content
+        # streamed: the cache of `datasets` goes by file names and would not notice changed content
         return datasets.load_dataset(str(Path(where).resolve()), task, streaming=True)
     return datasets.load_dataset(where, task)
 

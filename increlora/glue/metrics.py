@@ -31,7 +31,7 @@ def of_split(task: str, predictions: Sequence[float], references: Sequence[float
         "spearmanr": lambda gold, guess: stats.spearmanr(gold, guess).statistic,
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constant input and of a class that is absent: the values say it
+        warnings.simplefilter("ignore")  # about constant input and absent classes
         return {name: float(functions[name](references, predictions)) for name in TASKS[task].measures}
 
 

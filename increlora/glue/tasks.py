@@ -218,5 +218,5 @@ _ALL = (
     ),
 )
 
-TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 """Every task by name, in the order of the paper's Table 1."""

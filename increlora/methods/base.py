@@ -141,6 +141,10 @@ class Adaptation:
         trainable = self.named_trainable()
         return sum(p.numel() for name, p in trainable.items() if self.counts_head or name not in self.head)
 
+    def optimizer_numbers(self, optimizer: torch.optim.Optimizer) -> int:
+        """How many numbers the optimizer holds."""
+        return numbers_in(optimizer.state_dict()["state"])
+
     def ranks(self) -> dict[str, int] | None:
         """Active rank per module, by the backbone's own names; None where a method allocates no ranks."""
         return None
@@ -264,3 +268,13 @@ def undecayed(model: nn.Module) -> set[str]:
         if "LayerNorm" in type(module).__name__:
             exempt |= {f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
     return exempt
+
+
+def numbers_in(state: Any) -> int:
+    """How many floating-point numbers a nested optimizer state holds, step counters aside."""
+    if isinstance(state, Mapping):
+        return sum(numbers_in(value) for key, value in state.items() if key not in ("step", "growth"))
+    if isinstance(state, list | tuple):
+        return sum(numbers_in(value) for value in state)
+    is_tensor = hasattr(state, "is_floating_point")
+    return state.numel() if is_tensor and state.is_floating_point() and state.dim() else 0

@@ -99,12 +99,14 @@ _BERT = {
 _DEBERTA = {**_BERT, **{name: f"{_BERT[name]}_proj" for name in ("W_q", "W_k", "W_v")}}
 _MPNET = {f"W_{letter}": f"attention.attn.{letter}" for letter in "qkvo"}
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         _bert_like("deberta-v2", attention=_DEBERTA),  # and v3
         _bert_like("bert", attention=_BERT),
-        _bert_like("roberta", attention=_BERT, reserved_positions=2),  # numbered from behind the padding token's 1
+        _bert_like(
+            "roberta", attention=_BERT, reserved_positions=2
+        ),  # positions count from 2, behind the padding index 1
         _bert_like("electra", attention=_BERT),
         _bert_like("mpnet", attention=_MPNET, attention_output="attention.dropout", reserved_positions=2),
         Family(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
 from increlora.errors import ConfigError
-from increlora.methods.base import Adaptation, AllocationError, ParameterCount, Setup
+from increlora.methods.base import Adaptation, AllocationError, ParameterCount, Setup, numbers_in
 from increlora.methods.method import (
     RANK,
     Component,
@@ -166,6 +166,9 @@ class SvdLora(PeftAdaptation):
             gradient_accumulation_steps=recipe.gradient_accumulation,
             weight_decay=recipe.weight_decay,
         )
+
+    def optimizer_numbers(self, optimizer: torch.optim.Optimizer) -> int:
+        return super().optimizer_numbers(optimizer) + numbers_in(optimizer.state_dict().get("increlora"))
 
     def before_step(self, step: int) -> None:
         self._tuner.update_and_allocate(step)

@@ -15,6 +15,7 @@ from torch import nn
 
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.glue.tasks import Task
+from increlora.training import checksums
 from increlora.training.settings import Backbone
 
 
@@ -32,6 +33,8 @@ def load_model(backbone: Backbone, task: Task, classifier_dropout: float | None 
     from transformers import AutoModelForSequenceClassification
 
     where, revision = location(backbone)
+    if backbone.path is not None and (reason := checksums.damage(backbone.path)):
+        raise ConfigError("backbone", f"{where} cannot be used: {reason}; delete it to have it made anew")
     config = load_config(backbone, task)
     if classifier_dropout is not None:
         _set_classifier_dropout(config, classifier_dropout)

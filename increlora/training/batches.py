@@ -1,4 +1,8 @@
-"""Tokenised examples and the batches of an epoch: dynamic padding, examples of similar length together."""
+"""Tokenised examples and the batches of an epoch: dynamic padding, examples of similar length together.
+
+Written by hand, and not with a DataLoader and Transformers' collator, because the order of an epoch is a function of
+its arguments alone: a resumed run sees the same batches without replaying those before.
+"""
 
 from __future__ import annotations
 

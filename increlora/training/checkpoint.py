@@ -40,7 +40,7 @@ class Checkpoint:
             torch.save({"digest": self.digest, "random": random_state(), **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):  # deleted: another process has finished this run meanwhile
+        with contextlib.suppress(FileNotFoundError):  # another process has finished this run and cleaned up
             os.replace(temporary, self.path)
 
     def load(self) -> dict[str, Any] | None:
@@ -50,7 +50,7 @@ class Checkpoint:
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             return state if state["digest"] == self.digest else None
-        except Exception as error:  # of many types; a file that cannot be read must not fail the run for ever
+        except Exception as error:  # of many types; none may stop the run
             logger.warning("%s is no checkpoint (%s); starting anew", self.path, type(error).__name__)
             return None
 

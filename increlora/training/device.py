@@ -38,7 +38,7 @@ def device_slot(folder: Path = Path(".increlora/slots")) -> Iterator[torch.devic
     if not given.isdecimal() or int(given) < 1:
         raise ConfigError("INCRELORA_RUNS_PER_GPU", f"got {given!r}; allowed: a whole number from 1")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").replace("/", "-").split(",")
-    # the machine's name: nodes of a cluster share the folder, not their GPUs
+    # with the machine's name, as the nodes of a cluster share the folder but not their GPUs
     slots = [
         (gpu, FileLock(folder / f"{platform.node()}.gpu{visible[gpu] if visible[0] else gpu}.{place}"))
         for place in range(int(given))

@@ -74,7 +74,11 @@ def pretrain(settings: PretrainSettings, out: Path, *, progress: bool = True) ->
 
 
 def build_tokenizer(texts: list[list[str]], vocab_size: int, max_length: int) -> Any:
-    """A WordPiece tokenizer of the words of ``texts``, most frequent first; any other word is spelled in characters."""
+    """A WordPiece tokenizer of the words of ``texts``, most frequent first; any other word is spelled in characters.
+
+    The vocabulary is counted here because no trainer of `tokenizers` gives whole words and keeps punctuation marks that
+    are single characters at their place: another order of the entries is another backbone.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -352,13 +356,13 @@ class PretrainingModel(nn.Module):
 
 def _word_loss(logits: Tensor, target: Tensor) -> Tensor:
     if not len(target):
-        return logits.sum()  # of nothing: zero
+        return logits.sum()  # an empty sum, 0
     return nn.functional.cross_entropy(logits, target)
 
 
 def _binary_loss(logits: Tensor, target: Tensor) -> Tensor:
     if not len(target):
-        return logits.sum()  # of nothing: zero
+        return logits.sum()  # an empty sum, 0
     return nn.functional.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
 
 

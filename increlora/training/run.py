@@ -28,6 +28,7 @@ from increlora.errors import ConfigError, IncreLoraError
 from increlora.glue import metrics
 from increlora.glue.loading import TaskData, load_task
 from increlora.methods.base import Adaptation
+from increlora.methods.families import position_limit
 from increlora.methods.ranks import transform_ranks
 from increlora.methods.registry import prepare
 from increlora.training import backbone as backbones
@@ -137,13 +138,17 @@ class _Run:
         self.adaptation = self._adapt()
         self.checkpoint = Checkpoint(settings.digest)
         self.progress = Progress()
-        self.trained_since: tuple[int, list[nn.Parameter]] = (-1, [])  # events so far, parameters that train since
+        self.trained_since: tuple[int, list[nn.Parameter]] = (-1, [])  # number of growth events, what trains since
         self.writer = _tensorboard(tensorboard, settings) if self.group.is_first else None
 
     # ------------------------------------------------------------ preparation
 
     def _encode(self, data: TaskData) -> tuple[Encoded, dict[str, Encoded]]:
         config = backbones.load_config(self.settings.backbone, data.task)
+        longest = position_limit(config)
+        if longest is not None and self.settings.training.max_length > longest:
+            name = self.settings.backbone.name
+            raise ConfigError("training.max_length", f"{name} reads up to {longest} tokens")
         tokenizer = backbones.load_tokenizer(self.settings.backbone, config.vocab_size)
         self.pad_token_id = tokenizer.pad_token_id or 0
         length, regression = self.settings.training.max_length, data.task.is_regression
@@ -200,7 +205,7 @@ class _Run:
             self.adaptation = self._adapt()
             return None
         self.progress, self.earlier = progress, progress.seconds
-        if not self.group.is_first:  # the state is that of the first process: dropout has to differ between them
+        if not self.group.is_first:  # the checkpoint is the first process's; dropout has to differ
             torch.manual_seed(self.settings.seed + 1 + self.group.rank + progress.step)
         logger.info("%s: resumed at step %d of %d", self.settings.label, progress.step, self.total)
         return optimizer, scheduler
@@ -317,8 +322,8 @@ class _Run:
             part = rows[piece::pieces]
             share = part[self.group.rank :: self.group.size]
             weight = len(share) * self.group.size / len(rows)
-            # the last batch of an epoch can have fewer rows than processes or micro-batches; a share of none has
-            # weight 0, but its penalty counts
+            # The last batch of an epoch can have fewer rows than processes or micro-batches. An empty share runs one
+            # row at weight 0, so that its penalty still counts.
             batch = self._collate(self.train, share or rows[:1])
             with autocast(self.device, self.settings.training.precision):
                 loss = self.adaptation.model(**batch).loss * weight
@@ -394,8 +399,7 @@ class _Run:
 
     def _note_optimizer_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the largest number of moments: a growing method has more of them than it ends with."""
-        state = optimizer.state_dict()
-        now = _numbers(state["state"]) + _numbers(state.get("increlora"))
+        now = self.adaptation.optimizer_numbers(optimizer)
         self.progress.optimizer_state = max(self.progress.optimizer_state, now)
 
     def _log(self, loss: float, scheduler: Any) -> None:
@@ -505,15 +509,6 @@ class _Run:
 
 def _without(entry: Mapping[str, Any] | None, *names: str) -> dict[str, Any] | None:
     return None if entry is None else {key: value for key, value in entry.items() if key not in names}
-
-
-def _numbers(state: Any) -> int:
-    """How many floating-point numbers a nested optimizer state holds, step counters aside."""
-    if isinstance(state, Tensor):
-        return state.numel() if state.is_floating_point() and state.dim() else 0
-    if isinstance(state, Mapping):
-        return sum(_numbers(value) for key, value in state.items() if key not in ("step", "growth"))
-    return sum(_numbers(value) for value in state) if isinstance(state, list | tuple) else 0
 
 
 def _now() -> str:

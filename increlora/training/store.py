@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from increlora.training.record import Record, RecordError, read_record, sweep, write_record
+from increlora.training.record import Record, RecordError, digest_of, read_record, sweep, write_record
 from increlora.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -85,12 +85,14 @@ class Store:
             sweep(folder)
         adopted = 0
         for path in sorted(Path(records_root).rglob("seed*.json")):
+            digest = digest_of(path)
+            if digest is not None and self.path(digest).exists():
+                continue
             try:
                 record = read_record(path)
             except RecordError as error:
                 logger.warning("not adopting %s: %s", path, error)
                 continue
-            if not self.path(record.run.digest).exists():
-                self.put(record)
-                adopted += 1
+            self.put(record)
+            adopted += 1
         return adopted

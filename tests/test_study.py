@@ -18,6 +18,7 @@ from increlora.errors import ConfigError, IncreLoraError
 from increlora.study.cells import Cell, all_cells, artefact_cells, kind_of, make_cell, sources
 from increlora.study.config import Study
 from increlora.study.grid import best, trials
+from increlora.study.jobs import config_arguments
 from increlora.study.load import changes, load_study, merge, read_config
 from increlora.study.settings import all_runs, run_settings
 from increlora.study.verify import unexpected, verify
@@ -338,6 +339,37 @@ def test_mistakes_are_named(change: dict[str, Any], field: str, message: str) ->
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["$(id)", "`id`", "'; id; '", '"; id; "', "x\nid", "x; id", "{params}", "../x", "x y", "", "x" * 300]
+)
+def test_nothing_that_a_shell_or_a_path_would_act_upon_is_a_name(text: str) -> None:
+    for change in (
+        {"study": text},
+        {"backbone": {"name": text}},
+        {"tasks": {text: {}}},
+        {"methods": {text: {"kind": "lora"}}},
+        {"methods": {"lora": {"kind": text or "$"}}},
+        {"methods": {"lora": {"extends": text or "$"}}},
+        {"methods": {"lora": {"tasks": {text: {}}}}},
+        {"methods": {"svd_increlora": {"ranks_from": {"method": text}}}},
+        {"methods": {"hadapter": {"options": {"activation": text}}}},
+        {"backbone": {"pretrain": {"objective": text}}},
+        {"execution": {"job": text}},
+        {"report": {"checkpoint": text}},
+        {"data": {"source": text}},
+        {"training": {"precision": text}},
+        {"grid": {"choose": {"metric": text}, "methods": {}}},
+        {"grid": {"methods": {text: {"learning_rate": [1]}}}},
+        {"artefacts": {"only": [text]}},
+        {"artefacts": {"table1": {"tasks": [text]}}},
+        {"artefacts": {"table2": {"rows": [text]}}},
+        {"artefacts": {"rank_growth": {"task": text}}},
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_study(SMOKE, change)
+        assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+
+
 def test_missing_learning_rate_is_named() -> None:
     config = yaml.safe_load(SMOKE.read_text())
     del config["training"]["learning_rate"]
@@ -386,6 +418,18 @@ def test_changes_undo_merge() -> None:
     assert changes(base, wanted) == {"a": {"c": 3}, "e": 4}
     assert merge(base, changes(base, wanted)) == wanted
     assert load_study(SMOKE, "{seeds: [7]}").seeds == (7,)
+
+
+def test_what_snakemake_makes_of_the_command_line_is_typed_again(tmp_path: Path) -> None:
+    """Its --config turns numbers into text; a file's own text stays text."""
+    path = tmp_path / "study.yaml"
+    path.write_text("{title: '2', rate: 1e-3, budgets: {2: {a: 1}}}")
+    assert read_config(path) == {"title": "2", "rate": 1e-3, "budgets": {"2": {"a": 1}}}
+    unchanged = {"title": "2", "rate": "1e-3", "budgets": {2: {"a": 1}}}
+    assert config_arguments([path], unchanged) == [str(path)]
+    given = {**unchanged, "budgets": {2: {"a": 1}, "3": {"b": "0.5", "c": "true", "d": "null", "e": "[1]", "f": ["1"]}}}
+    *_, inline = config_arguments([path], given)
+    assert json.loads(inline) == {"budgets": {"3": {"b": 0.5, "c": True, "d": None, "e": "[1]", "f": [1]}}}
 
 
 def test_reading_a_study_imports_nothing_heavy() -> None:

@@ -9,6 +9,7 @@ import json
 from importlib import resources
 from typing import Any
 
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from increlora.errors import ConfigError
@@ -34,8 +35,8 @@ def check_budgets(study: Study) -> None:
         ConfigError: a budget does not fit, or the backbone's shape cannot be had.
         IncreLoraError: local data are malformed.
     """
-    config = architecture(study)
-    shapes = target_shapes(meta_model(config), target_modules(config.model_type, study.backbone.target_modules))
+    config, model = backbone_of(study)
+    shapes = target_shapes(model, target_modules(config.model_type, study.backbone.target_modules))
     rows = {task: _train_rows(task, study.data) for task in dict.fromkeys(cell.task for cell in all_cells(study))}
     for cell in all_cells(study):
         settings = run_settings(study, cell, study.seeds[0])
@@ -71,15 +72,18 @@ def _check_training(settings: RunSettings, rows: int, config: PretrainedConfig) 
         raise ConfigError(f"{field}.max_length", f"got {training.max_length}; {allowed} [{settings.label}]")
 
 
-def architecture(study: Study) -> PretrainedConfig:
-    """The backbone's Transformers config, with two labels: built, shipped with this package, from a folder or the Hub.
+def backbone_of(study: Study) -> tuple[PretrainedConfig, nn.Module]:
+    """The backbone's Transformers config, with two labels, and its model without weights.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such config, or no model can be built from it.
     """
     config = _architecture(study)
     config.num_labels = 2
-    return config
+    try:
+        return config, meta_model(config)
+    except Exception as error:  # whatever a config.json makes its architecture stumble over
+        raise _unusable(study, "no model can be built from its config", error) from None
 
 
 def _architecture(study: Study) -> PretrainedConfig:
@@ -94,7 +98,12 @@ def _architecture(study: Study) -> PretrainedConfig:
     try:
         source = backbone.path or backbone.name
         return AutoConfig.from_pretrained(source, revision=backbone.revision, trust_remote_code=False)
-    except Exception as error:  # Transformers raises whatever a broken config.json makes it stumble over
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        field = "backbone.path" if backbone.path else "backbone.name"
-        raise ConfigError(field, f"got {source!r}: its config cannot be read ({reason})") from None
+    except Exception as error:  # Transformers raises errors of many kinds on a broken config.json
+        raise _unusable(study, "its config cannot be read", error) from None
+
+
+def _unusable(study: Study, what: str, error: Exception) -> ConfigError:
+    backbone = study.backbone
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    field, given = ("backbone.path", backbone.path) if backbone.path else ("backbone.name", backbone.name)
+    return ConfigError(field, f"got {given!r}: {what} ({reason})")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from increlora.study.cells import Cell, all_cells, artefact_cells, kind_of, sources
 from increlora.study.config import Study
-from increlora.study.load import changes, merge, read_config
+from increlora.study.load import changes, merge, read_config, typed
 from increlora.study.settings import backbone_path, cell_runs
 from increlora.training.record import is_finished
 from increlora.training.settings import RunSettings, budget_label
@@ -125,8 +125,11 @@ def figure_records(study: Study) -> list[str]:
 
 def config_arguments(files: Iterable[str | Path], config: Mapping[str, Any]) -> list[str]:
     """A configuration as the package's commands take it: its files, and inline what was changed on top of them."""
-    names = [str(path) for path in files]
-    inline = changes(merge(*map(read_config, names)), config)
+    here = Path.cwd()
+    paths = [Path(path) for path in files]
+    names = [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths]
+    base = merge(*map(read_config, names))
+    inline = changes(base, merge(base, typed(changes(base, read_config(config)))))
     return [*names, json.dumps(inline)] if inline else names
 
 

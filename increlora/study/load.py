@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def load_study(*sources: str | Path | Mapping[str, Any]) -> Study:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key may occur once in a mapping; of two, YAML itself would take the last."""
+    """YAML in which a key may occur once in a mapping, where YAML itself would take the last, and 1e-3 is a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -39,6 +40,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
 def read_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """One configuration as a plain dict: a mapping, a YAML file, or inline YAML that starts with a brace.
 
@@ -46,7 +52,7 @@ def read_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: the file cannot be read or is no YAML mapping.
     """
     if isinstance(source, Mapping):
-        return dict(source)
+        return _with_text_keys(source)
     inline = isinstance(source, str) and source.lstrip().startswith("{")
     name = "inline configuration" if inline else shortened(str(source), 200)[1:-1]
     try:
@@ -60,7 +66,27 @@ def read_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(name, "is not valid YAML: " + " ".join(str(error).split())) from None
     if not isinstance(content, dict):
         raise ConfigError(name, f"must be a mapping of settings, not {type(content).__name__}")
-    return content
+    return _with_text_keys(content)
+
+
+def _with_text_keys(given: Mapping[Any, Any]) -> dict[str, Any]:
+    """Every key as text, so that the budget 2 of a file and of the command line are one."""
+    return {str(key): _with_text_keys(value) if isinstance(value, Mapping) else value for key, value in given.items()}
+
+
+def typed(given: Any) -> Any:
+    """Text that YAML would read as a number, a boolean or null as such: Snakemake's --config makes text of all."""
+    if isinstance(given, Mapping):
+        return {key: typed(value) for key, value in given.items()}
+    if isinstance(given, list):
+        return [typed(value) for value in given]
+    if not isinstance(given, str):
+        return given
+    try:
+        value = yaml.load(given, _Loader)
+    except yaml.YAMLError:
+        return given
+    return value if value is None or isinstance(value, int | float) else given
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

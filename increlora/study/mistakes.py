@@ -24,7 +24,7 @@ def parsed(kind: Any, given: Any, field: str) -> Any:
 def config_error(error: ValidationError, model: Any, prefix: str = "") -> ConfigError:
     """The first problem that pydantic found in making a `model`, and how many others there are."""
     first, *others = error.errors(include_url=False)
-    where = [str(part) for part in first["loc"]]
+    where = [_printed(str(part)) for part in first["loc"] if part != "[key]"]
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
         parent = ".".join([prefix, *where[:-1]] if prefix else where[:-1]) or "config"
@@ -39,6 +39,11 @@ def config_error(error: ValidationError, model: Any, prefix: str = "") -> Config
     if isinstance(first["input"], str | int | float | bool | None):
         message = f"got {shortened(first['input'])}: {message[:1].lower()}{message[1:]}"
     return ConfigError(field, message + more)
+
+
+def _printed(part: str) -> str:
+    """Part of a path, as Python writes it where it is no name at all."""
+    return part if part.isprintable() and len(part) <= 64 else shortened(part)
 
 
 def shortened(given: object, longest: int = 60) -> str:

@@ -27,8 +27,8 @@ from typing import NamedTuple
 from tabulate import tabulate
 
 from increlora.glue.tasks import TASKS
-from increlora.methods.registry import count, get_method, meta_model
-from increlora.study.budgets import architecture, check_budgets
+from increlora.methods.registry import count, get_method
+from increlora.study.budgets import backbone_of, check_budgets
 from increlora.study.cells import Cell, all_cells, artefact_cells
 from increlora.study.config import Study
 from increlora.study.settings import cell_runs
@@ -90,9 +90,10 @@ def plan(study: Study) -> list[PlanRow]:
     cells: dict[tuple[str, int | None], list[Cell]] = {}
     for cell in all_cells(study):
         cells.setdefault((cell.variant, cell.budget), []).append(cell)
-    config = architecture(study)
-    parameters = meta_model(config).named_parameters()
-    size = Size(sum(p.numel() for name, p in parameters if ".embeddings." not in name), config.num_hidden_layers)
+    config, model = backbone_of(study)
+    size = Size(
+        sum(p.numel() for name, p in model.named_parameters() if ".embeddings." not in name), config.num_hidden_layers
+    )
     machine, shown = GPU if study.execution.gpu else CPU_CORE, artefact_cells(study)
     rows = []
     for (variant, budget), own in cells.items():

@@ -19,7 +19,7 @@ if BACKBONE:
             mem_mb=EXECUTION.mem_mb,
             runtime=EXECUTION.runtime,
         params:
-            settings=json.dumps(STUDY.backbone.pretrain, sort_keys=True),
+            settings=lambda wildcards: json.dumps(STUDY.backbone.pretrain, sort_keys=True),
             folder=subpath(output[0], parent=True),
         shell:
             "python -m increlora --quiet pretrain --settings {params.settings:q} --out {params.folder:q} "

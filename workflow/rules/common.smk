@@ -13,7 +13,7 @@ from increlora.study.load import load_study
 
 try:
     CONFIG = jobs.config_arguments(workflow.configfiles, config)
-    STUDY = load_study(config)
+    STUDY = load_study(*CONFIG)
 except ConfigError as error:
     raise WorkflowError(f"The configuration is wrong. {error}") from None
 
@@ -35,9 +35,16 @@ if not any(str(method) == "conda" for method in workflow.deployment_settings.dep
     shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 
+def configuration(wildcards):
+    # A function, because Snakemake would look for wildcards in a plain parameter: a path or title may have braces.
+    return CONFIG
+
+
 def job_needs(job):
-    # The config files count because Snakemake may not know which settings an outdated record was made with.
-    return jobs.needs(job, [CHECKED, *map(str, workflow.configfiles), *BACKBONE])
+    # The config files count because Snakemake may not know which settings an outdated record was made with. It takes
+    # braces in the name of an input for wildcards.
+    files = [str(path) for path in workflow.configfiles if not set("{}") & set(str(path))]
+    return jobs.needs(job, [CHECKED, *files, *BACKBONE])
 
 
 def run_job(wildcards):

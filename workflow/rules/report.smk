@@ -30,7 +30,7 @@ rule tables:
         "../envs/increlora.yaml"
     localrule: True
     params:
-        config=CONFIG,
+        config=configuration,
         study=STUDY.digest,
     shell:
         "python -m increlora --quiet tables {params.config:q} 2>&1 | tee {log:q}"
@@ -52,7 +52,7 @@ if FIGURES:
             "../envs/increlora.yaml"
         localrule: True
         params:
-            config=CONFIG,
+            config=configuration,
             study=STUDY.digest,
         shell:
             "python -m increlora --quiet figures {params.config:q} 2>&1 | tee {log:q}"

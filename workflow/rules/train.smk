@@ -12,10 +12,10 @@ rule plan:
         "../envs/increlora.yaml"
     localrule: True
     params:
-        config=CONFIG,
+        config=configuration,
         study=STUDY.digest,
     shell:
-        "python -m increlora --quiet plan {params.config:q} --csv {output:q} > {log:q} 2>&1 || (cat {log:q} >&2; exit 1)"
+        "python -m increlora --quiet plan {params.config:q} --csv {output:q} 2>&1 | tee {log:q}"
 
 
 rule check:
@@ -29,7 +29,7 @@ rule check:
         "../envs/increlora.yaml"
     localrule: True
     params:
-        config=CONFIG,
+        config=configuration,
     shell:
         "python -m increlora --quiet check {params.config:q} 2>&1 | tee {log:q}"
 
@@ -42,7 +42,7 @@ if EXECUTION.job == "method":
             name:
                 f"train_{JOB.name}"
             input:
-                job_needs(JOB),
+                lambda wildcards, job=JOB: job_needs(job),
             output:
                 JOB.records,
             message:

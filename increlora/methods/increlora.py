@@ -1,7 +1,7 @@
 """IncreLoRA (arXiv 2308.12043) and its ablations, by the package's own tuner. Only this file calls `increlora.tuner`.
 
-The options are the fields of `increlora.tuner.IncreLoraConfig`: `TunerOptions.check` validates them by making one. That
-imports PEFT, so reading a config takes them as they are.
+The options are the fields of `increlora.tuner.IncreLoraConfig`. `TunerOptions.check` validates them by making one,
+before any training; reading a config takes them as they are, because that class cannot be had without importing PEFT.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a folder that this package has written is still what it was. Nothing heavy is imported: workflows ask too."""
+"""Whether a folder that this package has written is still what it was. Light to import, for the workflow."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The record of one run: its model, how it is written and read, and whether it is the one that a study wants.
 
-What a record says is recomputed where that is possible: its digest from its settings, and its scores from its
-predictions and the labels. So a record that was edited or damaged is named, whoever reads it.
+Reading recomputes what can be recomputed: the digest from the settings, and the scores from predictions and labels. So
+a record that was edited or damaged is refused everywhere.
 """
 
 from __future__ import annotations
@@ -366,12 +366,12 @@ def state(settings: RunSettings, path: str | Path) -> State:
 
 
 def is_finished(settings: RunSettings, path: str | Path) -> bool:
-    """Whether this file is the record of these settings, by its digest alone: as quick as a workflow needs it."""
+    """Whether this file is the record of these settings, by its digest alone: the quick answer, for the workflow."""
     return digest_of(path) == settings.digest
 
 
 def digest_of(path: str | Path) -> str | None:
-    """The digest that a record's file gives, without a look at the rest; None if it gives none."""
+    """The digest in a record's file, the rest unchecked; None if there is none."""
     try:
         return str(json.loads(Path(path).read_bytes())["run"]["digest"])
     except (OSError, ValueError, LookupError, TypeError):

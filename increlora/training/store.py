@@ -49,7 +49,7 @@ class Store:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # whoever waits for it notices and starts over with a new file
+            path.unlink(missing_ok=True)  # a waiting process notices and opens a new one
             lock.release()
 
     def get(self, digest: str) -> Record | None:

@@ -8,12 +8,14 @@ paper) it builds; the artefacts alone decide which runs there are. Here are the 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from increlora.model import Block
 from increlora.training.settings import Backbone, Data, RanksFrom, Seed, Training
 
 T = TypeVar("T", bound=Sequence[Any])
@@ -42,33 +44,18 @@ Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(unique)]
 Budgets = Annotated[tuple[Budget, ...], Field(min_length=1), AfterValidator(unique)]
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
+class _Block(Block):
     @model_validator(mode="before")
     @classmethod
     def _empty_is_no_setting(cls, given: Any) -> Any:
         return {} if given is None else given
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _a_boolean_is_no_number(cls, given: Any, info: ValidationInfo) -> Any:  # pydantic takes `true` for 1
-        types = _leaves(cls.model_fields[str(info.field_name)].annotation)
-        values = given if isinstance(given, list | tuple | dict) else [given]
-        if {int, float} & types and bool not in types and any(isinstance(value, bool) for value in values):
-            raise ValueError("a number is needed, not true or false")
-        return given
-
-
-def _leaves(annotation: Any) -> set[Any]:
-    arguments = get_args(annotation)
-    return set().union(*map(_leaves, arguments)) if arguments else {annotation}
 
 
 class TrainingOverrides(_Block, Training):
     """Any subset of the fields of `Training`; those left out keep the value of the layer below."""
 
 
+# Only the defaults differ from `Training`: nothing is required, and what is unset is no override.
 for _field in TrainingOverrides.model_fields.values():
     _field.default = None
 TrainingOverrides.model_rebuild(force=True)
@@ -83,14 +70,22 @@ class Overrides(_Block):
 
     training: TrainingOverrides = Field(default_factory=_unchanged)
     """Training settings."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     """Options of the method; the registry entry of its kind says which there are."""
+
+    @field_validator("options")
+    @classmethod
+    def _options_are_finite(cls, given: dict[str, Any]) -> dict[str, Any]:  # JSON, hence a digest, has no infinity
+        for name, value in given.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; a finite number is needed")
+        return given
 
 
 class TaskOverrides(Overrides):
     """What a variant changes on one task."""
 
-    budgets: dict[Budget, Overrides] = {}
+    budgets: dict[Budget, Overrides] = Field(default={})
     """Further changes at single budgets."""
 
 
@@ -103,9 +98,9 @@ class Variant(Overrides):
     """Name in the method registry; the variant's own name (or the kind of `extends`) if left out."""
     extends: str | None = None
     """Variant from which this one inherits everything; whatever is set here wins over everything set there."""
-    budgets: dict[Budget, Overrides] = {}
+    budgets: dict[Budget, Overrides] = Field(default={})
     """Changes at single budgets, on every task."""
-    tasks: dict[str, TaskOverrides] = {}
+    tasks: dict[str, TaskOverrides] = Field(default={})
     """Changes on single tasks; they win over `budgets`."""
     ranks_from: RanksFrom | None = None
     """For kinds that retrain from a rank distribution: the variant whose final ranks it takes, at the same task, budget

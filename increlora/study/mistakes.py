@@ -36,6 +36,10 @@ def config_error(error: ValidationError, model: Any, prefix: str = "") -> Config
         return ConfigError(field, "is required but was not given" + more)
     if first["type"] == "string_pattern_mismatch":
         message = f"must match {first['ctx']['pattern']}"
+    if first["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        message = "must be a mapping of settings"
+    if first["type"] in ("list_type", "tuple_type"):
+        message = "must be a list"
     if isinstance(first["input"], str | int | float | bool | None):
         message = f"got {shortened(first['input'])}: {message[:1].lower()}{message[1:]}"
     return ConfigError(field, message + more)

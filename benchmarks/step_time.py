@@ -27,16 +27,17 @@ from torch import nn
 from tqdm import tqdm
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
-from increlora import IncreLoraConfig, create_optimizer, find_tuner
+from increlora import IncreLoraConfig, create_optimizer, find_allocator
 from increlora.training.deberta import slice_relative_positions
 from increlora.training.memory import MIB, LiveTensors, resident_tensors
+from increlora.tuner.allocation import score_window
+from increlora.tuner.regulariser import orthogonality_gradients, stacks
 
 TARGETS = (
     r".*encoder\.layer\.\d+\.(attention\.self\.(query|key|value)_proj|attention\.output\.dense"
     r"|intermediate\.dense|output\.dense)"
 )
 HEAD = ("pooler", "classifier")
-RANK = 8
 FAR = 10**9
 
 
@@ -103,7 +104,7 @@ class Bench:
 
     def lora(self, *, sliced: bool = False, compiled: bool = False) -> Side:
         config = LoraConfig(
-            r=RANK, lora_alpha=16, target_modules=TARGETS, modules_to_save=list(HEAD), task_type="SEQ_CLS"
+            r=self.args.rank, lora_alpha=16, target_modules=TARGETS, modules_to_save=list(HEAD), task_type="SEQ_CLS"
         )
         model: Any = get_peft_model(self.base(), config).train()
         if sliced:
@@ -120,8 +121,8 @@ class Bench:
 
     def adalora(self) -> Side:
         config = AdaLoraConfig(
-            init_r=12,
-            target_r=RANK,
+            init_r=round(1.5 * self.args.rank),
+            target_r=self.args.rank,
             tinit=1,
             tfinal=FAR,
             deltaT=1,
@@ -152,7 +153,7 @@ class Bench:
         optimizer, scheduler = create_optimizer(model, lr=1e-4, total_steps=2 * FAR, warmup_steps=100)
         forward = torch.compile(model) if compiled else model
         side = Side(lambda: None, model, optimizer)
-        layers = find_tuner(model).adapter_layers().values()
+        layers = find_allocator(model).layers.values()
         count = 0
 
         def step() -> None:
@@ -174,7 +175,7 @@ class Bench:
 
     def materialised(self) -> Side:
         model = self.base().train()
-        layers = authors.inject(model, TARGETS, RANK)
+        layers = authors.inject(model, TARGETS, self.args.rank)
         for name in HEAD:
             model.get_submodule(name).requires_grad_(True)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -189,19 +190,22 @@ class Bench:
         return Side(step, model, optimizer)
 
     def sides(self) -> dict[str, Side]:
-        growing = {"init_r": RANK, "target_r": RANK + 1}  # rank 8 and a reserve
+        rank = self.args.rank
+        growing = {"init_r": rank, "target_r": rank + 1, "deltaT": FAR}  # that rank and a reserve
         built = {
             "LoRA": self.lora(),
             "AdaLoRA": self.adalora(),
-            "IncreLoRA, scored step": self.increlora(**growing, deltaT=FAR, score_window="all"),
-            "IncreLoRA, step between": self.increlora(**growing, deltaT=FAR, score_window=1),
-            "IncreLoRA, after growth": self.increlora(init_r=RANK, target_r=RANK),
+            "IncreLoRA, scored step": self.increlora(**growing, score_window="all"),
+            "IncreLoRA, step between": self.increlora(**growing, score_window=1),
+            "IncreLoRA, after growth": self.increlora(init_r=rank, target_r=rank),
             "IncreLoRA, authors' layer": self.materialised(),
             "LoRA, positions sliced": self.lora(sliced=True),
         }
         if self.args.compile:
             built["LoRA, compiled"] = self.lora(compiled=True)
-            built["IncreLoRA, after growth, compiled"] = self.increlora(init_r=RANK, target_r=RANK, compiled=True)
+            built["IncreLoRA, scored step, compiled"] = self.increlora(**growing, score_window="all", compiled=True)
+            built["IncreLoRA, step between, compiled"] = self.increlora(**growing, score_window=1, compiled=True)
+            built["IncreLoRA, after growth, compiled"] = self.increlora(init_r=rank, target_r=rank, compiled=True)
         return built
 
     # ------------------------------------------------------------ measurements
@@ -240,25 +244,20 @@ class Bench:
 
     def parts(self, side: Side, rounds: int = 9) -> dict[str, float]:
         """Milliseconds per step of what IncreLoRA does beside the forward and backward pass of the layers."""
-        tuner = find_tuner(side.model)
-        times: dict[str, list[float]] = {"regulariser, with its gradients": [], "smoothing, optimizer": []}
+        regulariser = find_allocator(side.model).regulariser
+        times: dict[str, list[float]] = {"gradient of the regulariser": [], "smoothing, optimizer": []}
         for _ in range(rounds):
             began = time.perf_counter()
-            penalty = tuner.orthogonality_loss()
-            assert penalty is not None
-            penalty.backward()
+            gradients = orthogonality_gradients(list(stacks(regulariser.layers, regulariser.adapter)), regulariser.kind)
             self.synchronise()
-            times["regulariser, with its gradients"].append(1000 * (time.perf_counter() - began))
-            side.optimizer.zero_grad()
+            times["gradient of the regulariser"].append(1000 * (time.perf_counter() - began))
+            assert gradients
             side.step()
             times["smoothing, optimizer"].append(1000 * side.details["after_backward"])
         return {part: statistics.median(values) for part, values in times.items()}
 
     def growth(self) -> dict[str, dict[str, float]]:
-        """Milliseconds that an event adds to a step (allocation, growth, optimizer), by the modules that grow.
-
-        The largest of the events is one in which the storage of all of them is enlarged.
-        """
+        """Milliseconds that an event adds to a step (allocation, growth, optimizer), by the modules that grow."""
         modules, figures = 6 * self.args.layers, {}
         for chosen in (modules // 6, modules // 2, modules):
             side = self.increlora(init_r=4, target_r=60, deltaT=1, tinit=7, top_h=chosen)
@@ -299,6 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=4, help="encoder layers (DeBERTaV3-base has 12)")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--rank", type=int, default=8, help="average rank of all sides")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=3, help="steps per side and round")
     parser.add_argument("--compile", action="store_true", help="try torch.compile too")
@@ -321,23 +321,23 @@ def main(arguments: list[str] | None = None) -> None:
             "peak_mib": peak,
             "above_mib": above,
         }
+    window = score_window(IncreLoraConfig()) or 0
     medians = {name: row["to_lora"] for name, row in rows.items()}
     result = {
         "device": torch.cuda.get_device_name() if bench.device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **{key: value for key, value in vars(args).items() if key not in ("out", "device")},
-        "average_rank": RANK,
         "sides": rows,
         "whole_run_to_lora": {
-            "nu = 100, every step of the growth scored": whole_run(medians, growing=0.4, scored=1.0),
-            "nu = 1000, 128 steps before each event scored": whole_run(medians, growing=0.4, scored=0.128),
+            f"nu = {nu}, {window} steps before each event scored": whole_run(medians, growing=0.4, scored=window / nu)
+            for nu in (100, 1000)
         },
         "parts_ms": bench.parts(sides["IncreLoRA, scored step"]),
         "growth_ms": bench.growth(),
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = f"{bench.device.type}_length{args.length}"
+    stem = f"{bench.device.type}_length{args.length}" + (f"_rank{args.rank}" if args.rank != 8 else "")
     (args.out / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
     table = markdown(result)
     (args.out / f"{stem}.md").write_text(table)
@@ -349,7 +349,7 @@ def markdown(result: dict[str, Any]) -> str:
     lora = result["sides"]["LoRA"]
     lines = [
         f"DeBERTaV3-base-shaped, {result['layers']} layers, batch {result['batch']}, length {result['length']}, "
-        f"average rank {result['average_rank']}; {result['device']}, {result['threads']} threads, torch "
+        f"average rank {result['rank']}; {result['device']}, {result['threads']} threads, torch "
         f"{result['torch']}",
         "",
         "| Step | ms | to LoRA | quartiles | peak MiB | over LoRA |",

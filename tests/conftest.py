@@ -18,6 +18,17 @@ TARGETS = (
 )
 """The six matrices of every layer of a DeBERTa-v2/v3 encoder."""
 
+NOT_FAST = {"slow", "workflow", "integration", "gpu", "cluster"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if not marks & NOT_FAST:
+            item.add_marker("fast")
+        if "cluster" in marks and "cluster" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="run by hand: pytest -m cluster"))
+
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -276,7 +276,7 @@ def undecayed(model: nn.Module) -> set[str]:
 def numbers_in(state: Any) -> int:
     """How many floating-point numbers a nested optimizer state holds, step counters aside."""
     if isinstance(state, Mapping):
-        return sum(numbers_in(value) for key, value in state.items() if key not in ("step", "growth"))
+        return sum(numbers_in(value) for key, value in state.items() if key != "step")
     if isinstance(state, list | tuple):
         return sum(numbers_in(value) for value in state)
     is_tensor = hasattr(state, "is_floating_point")

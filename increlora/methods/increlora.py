@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
 from increlora.errors import ConfigError
-from increlora.methods.base import Adaptation, AllocationError, ParameterCount, Setup, numbers_in
+from increlora.methods.base import Adaptation, AllocationError, ParameterCount, Setup
 from increlora.methods.method import (
     RANK,
     Component,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _SET_BY_THE_STUDY = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
-    *("target_r", "rank_pattern", "total_step", "bias", "fan_in_fan_out"),
+    *("target_r", "rank_pattern", "total_step", "bias", "target_parameters"),
 }
 """Fields of `IncreLoraConfig` that follow from other parts of a study's config."""
 
@@ -167,14 +167,8 @@ class SvdLora(PeftAdaptation):
             weight_decay=recipe.weight_decay,
         )
 
-    def optimizer_numbers(self, optimizer: torch.optim.Optimizer) -> int:
-        return super().optimizer_numbers(optimizer) + numbers_in(optimizer.state_dict().get("increlora"))
-
     def before_step(self, step: int) -> None:
         self._tuner.update_and_allocate(step)
-
-    def penalty(self) -> Tensor | None:
-        return self._tuner.orthogonality_loss()
 
     def ranks(self) -> dict[str, int]:
         return self._tuner.rank_distribution()
@@ -256,8 +250,8 @@ METHOD = Method(
     paper_memory=PaperMemory(
         "3m(r+1)",
         lambda m, r: 3 * m * (r + 1),
-        "IncreLoRA keeps its factors in blocks of four rows while they grow, and a block has its moments before all of "
-        "its rows are used: at low ranks that is more than 3m(r+1).",
+        "Beside its active components and the reserve IncreLoRA keeps room for ranks to come, moments included: at low "
+        "ranks that is more than 3m(r+1).",
     ),
     components=(
         Component("orth", "OR", "orthogonality regulariser", lambda options: options["orth_reg_weight"] != 0),

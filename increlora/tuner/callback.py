@@ -1,17 +1,27 @@
-"""IncreLoRA in Transformers' Trainer: one callback brings allocation, optimizer and schedule."""
+"""Everything that the Transformers Trainer, and trainers made from it, need: one callback."""
 
 from __future__ import annotations
 
+import logging
+import warnings
+import weakref
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, trainer_optimizer
+from transformers.integrations import TensorBoardCallback
 
-from increlora.errors import IncreLoraError
-from increlora.tuner.model import find_tuner
-from increlora.tuner.optimizer import IncreLoraAdamW, WarmupDecay
+from .growth import RankAllocator, find_allocators
+from .layer import KINDS, IncreLoraLayer
+from .optimizer import IncreLoraAdamW, RestartedWarmup
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZER_NAME = "increlora_adamw"
+REPLACED = ("adamw_torch", "adamw_torch_fused")
+"""Values of ``optim`` that mean plain AdamW, which is the Trainer's default."""
 
 
 class IncreLoraCallback(TrainerCallback):
@@ -21,58 +31,170 @@ class IncreLoraCallback(TrainerCallback):
 
         trainer = Trainer(model=model, args=args, train_dataset=data, callbacks=[IncreLoraCallback()])
 
-    It sets ``args.optim`` to :class:`IncreLoraAdamW` (which follows ``learning_rate``, ``adam_beta1``, ``adam_beta2``,
-    ``adam_epsilon`` and ``weight_decay``), tells the tuner how long training lasts, and calls ``update_and_allocate``
-    before every optimizer step. Use the Trainer's ``linear`` schedule: it is the curve of what trains from the start.
+    It tells the allocators how long training lasts and calls ``update_and_allocate`` before every optimizer step.
+    Where ``optim`` is AdamW (the default), :class:`IncreLoraAdamW` takes its place; any other optimizer is used as it
+    is, with a warning that says what is then not exact. Schedules of every kind work.
+
+    What it logs beside the Trainer's own values, also to TensorBoard: ``increlora/total_rank``, ``increlora/budget``,
+    ``increlora/penalty`` (the weighted regulariser, which is not in the loss), ``increlora/youngest_lr`` (learning rate
+    of the components born last) and ``increlora/grown`` (modules that grew since the last log).
     """
 
+    def __init__(self) -> None:
+        self._allocators: list[RankAllocator] = []
+        self._optimizer: Any = None
+        self._tensorboard: TensorBoardCallback | None = None
+        self._grown: list[str] = []
+
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Have the Trainer create IncreLoRA's optimizer."""
-        if kwargs.get("optimizer") is None:
-            trainer_optimizer._OPTIMIZER_HANDLERS[OPTIMIZER_NAME] = _optimizer_factory
+        """Have the Trainer create IncreLoRA's AdamW where it would create torch's, and any other that is followed."""
+        _complete_reference(kwargs["model"])
+        if kwargs.get("optimizer") is not None:
+            return
+        handlers = trainer_optimizer._OPTIMIZER_HANDLERS
+        if str(getattr(args.optim, "value", args.optim)) in REPLACED:
+            handlers[OPTIMIZER_NAME] = _Handler(kwargs["model"])
             args.optim = OPTIMIZER_NAME
+        elif args.optim in handlers and not isinstance(handlers[args.optim], _Following):
+            handlers[args.optim] = _Following(handlers[args.optim])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Pass on the length of training, which the Trainer knows only now."""
-        optimizer = _unwrap(kwargs["optimizer"])
-        if not isinstance(optimizer, IncreLoraAdamW):
-            raise IncreLoraError(
-                f"the Trainer's optimizer is {type(optimizer).__name__}, which cannot follow growing ranks: give it "
-                "IncreLoraCallback among its `callbacks` when it is created, and no `optimizers` of another kind"
-            )
-        if args.lr_scheduler_type != "linear":
-            raise IncreLoraError(f"lr_scheduler_type is {args.lr_scheduler_type!r}; IncreLoRA follows 'linear'")
+        """Pass on the length of training and the schedule, which the Trainer knows only now."""
+        self._allocators = find_allocators(kwargs["model"])
+        self._optimizer = _unwrap(kwargs["optimizer"])
+        scaler = getattr(kwargs["optimizer"], "scaler", None)
         warmup = args.get_warmup_steps(state.max_steps)
-        optimizer.schedule = WarmupDecay(warmup, state.max_steps)
-        tuner = find_tuner(kwargs["model"])
-        tuner.gradient_accumulation_steps = args.gradient_accumulation_steps
-        tuner.loss_factor = args.world_size if args.average_tokens_across_devices else 1
-        for growth in tuner.growth.values():
-            growth.step = state.global_step
-        tuner.set_total_steps(state.max_steps, warmup)
+        if isinstance(self._optimizer, IncreLoraAdamW):
+            self._optimizer.schedule = RestartedWarmup.of(_unwrap(kwargs["lr_scheduler"]), warmup)
+        elif any(not allocator.finished for allocator in self._allocators):
+            warnings.warn(
+                f"{type(self._optimizer).__name__} keeps one step count and one learning rate per tensor: ranks grow, "
+                "but components born at an event have neither a warmup nor a bias correction of their own. "
+                "optim='adamw_torch' is exact",
+                stacklevel=2,
+            )
+        for allocator in self._allocators:
+            allocator.follow(self._optimizer)
+            allocator.gradient_accumulation_steps = args.gradient_accumulation_steps
+            if scaler is not None and scaler.is_enabled():
+                allocator.regulariser.loss_scale = scaler.get_scale
+            allocator.step = state.global_step
+            allocator.set_total_steps(state.max_steps, warmup)
+        if "tensorboard" in (args.report_to or ()) and state.is_world_process_zero:
+            self._tensorboard = TensorBoardCallback()
+            self._tensorboard.on_train_begin(args, state, control)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Score the step and grow; gradients are complete and clipped by now."""
-        scaler = getattr(kwargs["optimizer"], "scaler", None)
-        scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
-        find_tuner(kwargs["model"]).update_and_allocate(state.global_step + 1, loss_scale=scale)
+        for allocator in self._allocators:
+            self._grown += allocator.update_and_allocate(state.global_step + 1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add growth to what is logged in training."""
+        if logs is None or "loss" not in logs or not self._allocators:
+            return
+        values: dict[str, Any] = {
+            "increlora/total_rank": sum(allocator.total_rank for allocator in self._allocators),
+            "increlora/budget": sum(allocator.budget or allocator.total_rank for allocator in self._allocators),
+            "increlora/penalty": sum(allocator.regulariser.value() for allocator in self._allocators),
+        }
+        if isinstance(self._optimizer, IncreLoraAdamW):
+            values["increlora/youngest_lr"] = self._optimizer.youngest_lr()
+        values["increlora/grown"] = len(self._grown)
+        if self._grown:
+            logger.info("step %d: ranks grew in %s", state.global_step, ", ".join(sorted(set(self._grown))))
+        self._grown = []
+        logs.update(values)  # the progress bar comes later
+        state.log_history[-1].update(values)  # the history and the trackers have been served already
+        if self._tensorboard is not None:
+            self._tensorboard.on_log(args, state, control, logs=values)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.on_train_end(args, state, control)
+            self._tensorboard = None
 
 
-def _unwrap(optimizer: Any) -> Any:
-    return getattr(optimizer, "optimizer", optimizer)
+def _unwrap(wrapped: Any) -> Any:
+    """What Accelerate has wrapped: an optimizer or a schedule."""
+    return (
+        getattr(wrapped, "optimizer", wrapped)
+        if hasattr(wrapped, "step_was_skipped")
+        else getattr(wrapped, "scheduler", wrapped)
+    )
 
 
-class _Factory:
-    """Called by the Trainer as ``factory()(model, **kwargs)``: the optimizer needs the model, not a list of groups."""
+class _Handler:
+    """How the Trainer makes the optimizer: its own groups of parameters, and the model beside them."""
 
-    def __call__(self, model: nn.Module, **kwargs: Any) -> IncreLoraAdamW:
-        return IncreLoraAdamW(model, **kwargs)
+    def __init__(self, model: nn.Module):
+        self.model = weakref.ref(model)
+
+    def __call__(self, context: Any) -> tuple[type[IncreLoraAdamW], dict[str, Any]]:
+        model = context.model if context.model is not None else self.model()
+        return IncreLoraAdamW, {**context.optimizer_kwargs, **context.adam_kwargs, "adapted": model}
 
 
-def _optimizer_factory(context: Any) -> tuple[type[_Factory], dict[str, Any]]:
-    weight_decay = {"weight_decay": context.args.weight_decay}
-    return _Factory, {**context.optimizer_kwargs, **context.adam_kwargs, **weight_decay}
+class _Following:
+    """How the Trainer makes an optimizer of another kind: its own class, followed from its creation on.
+
+    A checkpoint is loaded into it before training begins, and the state of growth with it.
+    """
+
+    def __init__(self, handler: Callable[[Any], tuple[Any, dict[str, Any]]]):
+        self.handler = handler
+
+    def __call__(self, context: Any) -> tuple[Any, dict[str, Any]]:
+        kind, options = self.handler(context)
+        allocators = find_allocators(context.model) if context.model is not None else []
+        if not allocators or trainer_optimizer.is_optimizer_factory(kind):
+            return kind, options
+
+        class Followed(kind):  # type: ignore[misc, valid-type]
+            def __init__(self, *args: Any, **kwargs: Any):
+                super().__init__(*args, **kwargs)
+                for allocator in allocators:
+                    allocator.follow(self)
+
+            def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+                for allocator in allocators:  # not every library's optimizer calls the hooks of torch's
+                    state_dict = allocator.take_state(state_dict)
+                super().load_state_dict(state_dict, *args, **kwargs)
+
+        Followed.__name__, Followed.__qualname__, Followed.__module__ = (
+            kind.__name__,
+            kind.__qualname__,
+            kind.__module__,
+        )
+        return Followed, options
+
+
+def _complete_reference(model: nn.Module) -> None:
+    """Make TRL's adapter ``ref`` the copy of ``default`` that it is meant to be.
+
+    Its trainers copy the parameters with ``.default.`` in their names; those of methods that keep their tensors in a
+    ``ParameterDict`` end in ``.default``.
+    """
+    for layer in model.modules():
+        if not isinstance(layer, IncreLoraLayer) or not {"default", "ref"} <= layer.components.keys():
+            continue
+        if layer.increlora_lambda["default"].any() and not layer.increlora_lambda["ref"].any():
+            rank = layer.rank("default")
+            layer.set_rank("ref", rank)
+            with torch.no_grad():
+                for kind, dim in zip(KINDS, (0, 1, 0), strict=True):
+                    stored = getattr(layer, f"increlora_{kind}")
+                    stored["ref"].narrow(dim, 0, rank).copy_(stored["default"].narrow(dim, 0, rank))

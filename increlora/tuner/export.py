@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel
+import torch.nn.functional as F
+from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import nn
 
-from increlora.errors import ConfigError, IncreLoraError
-from increlora.tuner.model import find_tuner
+from .errors import ConfigError, IncreLoraError
+from .growth import find_allocator
+from .layer import IncreLoraEmbedding
 
 
-def export_lora(model: PeftModel, folder: str | Path, adapter: str | None = None) -> Path:
+def export_lora(model: nn.Module, folder: str | Path, adapter: str | None = None, *, uniform: bool = False) -> Path:
     """Write the adapter as plain LoRA, exactly: ``A' = A``, ``B' = s B diag(lambda)``, so ``B' A' = dW``.
 
     Args:
-        model: the PEFT model.
+        model: the PEFT model, or any model that holds the adapter's layers.
         folder: where ``adapter_config.json`` and ``adapter_model.safetensors`` are written.
         adapter: name of the adapter, the active one by default.
+        uniform: pad all modules with zeros to the largest rank and write neither ``rank_pattern`` nor
+            ``alpha_pattern``: for programs that know one rank and one alpha (llama.cpp scales by the global alpha over
+            a module's own rank), and for servers that reserve one rank (vLLM's ``max_lora_rank``).
 
     Returns:
         The folder. ``PeftModel.from_pretrained(base, folder)`` loads it without this package.
@@ -28,27 +32,33 @@ def export_lora(model: PeftModel, folder: str | Path, adapter: str | None = None
     Raises:
         IncreLoraError: no module has any rank, or one has several names: PEFT's LoRA adapts the first one only.
     """
-    tuner = find_tuner(model)
-    adapter = adapter or tuner.active_adapters[0]
-    layers = {name: layer for name, layer in tuner.adapter_layers(adapter).items() if layer.rank(adapter)}
+    allocator = find_allocator(model, adapter)
+    adapter = allocator.adapter
+    layers = {name: layer for name, layer in allocator.layers.items() if layer.rank(adapter)}
     if not layers:
         raise IncreLoraError("no module has any rank: nothing to export")
-    layer_names = [
-        name for name, module in tuner.model.named_modules(remove_duplicate=False) if module in layers.values()
-    ]
-    if shared := sorted(set(layer_names) - set(layers)):
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if module in layers.values()]
+    first = [name for name, module in model.named_modules() if module in layers.values()]
+    if shared := sorted(set(names) - set(first)):
         raise IncreLoraError(
             f"{shared[0]} is one of several names of a module, and PEFT's LoRA would adapt the first one only: use "
             "merge_and_unload() instead"
         )
-    source = model.peft_config[adapter]
-    config = lora_config({name: layer.rank(adapter) for name, layer in layers.items()}, like=source)
+    ranks = {name: layer.rank(adapter) for name, layer in layers.items()}
+    largest = max(ranks.values())
+    config = lora_config(dict.fromkeys(ranks, largest) if uniform else ranks, like=allocator.config)
     config.inference_mode = True
     tensors = {}
     for name, layer in layers.items():
         a, b = layer.lora_factors(adapter)
-        tensors[f"base_model.model.{name}.lora_A.weight"] = a.cpu().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = b.cpu().contiguous()
+        missing = largest - len(a) if uniform else 0
+        a, b = F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))
+        if isinstance(layer, IncreLoraEmbedding):
+            tensors[f"base_model.model.{name}.lora_embedding_A"] = a.cpu().contiguous()
+            tensors[f"base_model.model.{name}.lora_embedding_B"] = b.cpu().contiguous()
+        else:
+            tensors[f"base_model.model.{name}.lora_A.weight"] = a.cpu().contiguous()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = b.cpu().contiguous()
     tensors.update(_saved_modules(model, adapter))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,14 +104,11 @@ def lora_config(ranks: dict[str, int], *, like: Any = None, **overrides: Any) ->
     return LoraConfig(**fields)
 
 
-def save_rank_distribution(model: nn.Module, path: str | Path, adapter: str | None = None) -> None:
-    """Write ``{module name: rank}`` as JSON."""
-    Path(path).write_text(json.dumps(find_tuner(model).rank_distribution(adapter), indent=1) + "\n")
-
-
-def _saved_modules(model: PeftModel, adapter: str) -> dict[str, Any]:
+def _saved_modules(model: nn.Module, adapter: str) -> dict[str, Any]:
     """Tensors of ``modules_to_save`` under the names that PEFT saves them with."""
-    from peft import get_peft_model_state_dict
+    from peft import PeftModel, get_peft_model_state_dict
 
+    if not isinstance(model, PeftModel):
+        return {}
     state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     return {key: value.cpu().contiguous() for key, value in state.items() if ".increlora_" not in key}

@@ -1,21 +1,23 @@
-"""The adapted linear layer: ``y = W0 x + s B diag(lambda) A x`` (paper, section 3), factored.
+"""The adapted layer: ``y = W0 x + s B diag(lambda) A x`` (paper, section 3), factored.
 
-Components are rows of A and columns of B. Storage has room for more of them than are in use, in this order::
+Components are rows of A and columns of B. A growing module has storage for more of them than it uses, in this order::
 
     active (rank)  |  reserve (advance learning)  |  spare
     lambda trains  |  lambda fixed at 1e-5        |  all zero
 
-so growth only moves the borders: it rewrites two small vectors and draws a new reserve. Memory is enlarged in blocks,
-as new Parameters (an old one may still be part of a live graph, which fixes its shape). The forward pass always uses
-the whole storage with the coefficient vector ``c = s * lambda`` on active rows, ``s * 1e-5`` on reserve rows and 0 on
-spare ones; the gradient of a spare row is therefore exactly 0, and so is that of the reserve's lambda.
+so growth only moves the borders: no Parameter is replaced, and whoever holds one (optimizers, wrappers, compiled
+code) need not know. The forward pass uses the coefficients ``c = s * lambda`` on active rows, ``s * 1e-5`` on reserve
+rows and 0 on spare ones; the gradient of a spare row is therefore exactly 0, and so is that of the reserve's lambda.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,32 +27,64 @@ from peft.utils.other import transpose
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from increlora.tuner.config import IncreLoraConfig
-from increlora.tuner.importance import UpdateGradient, tap
+from .config import IncreLoraConfig
+from .importance import UpdateGradient, tap
+
+if TYPE_CHECKING:
+    from .growth import RankAllocator
+
+_STATE = ("rank", "reserve", "seed", "initial", "growing", "closed", "gains")
+
+KINDS = ("A", "B", "lambda")
+
+ALIGNMENT = 8
+"""Storage and the part of it that is multiplied have a multiple of so many rows."""
 
 
 @dataclass
 class Components:
-    """How the storage of one adapter in one layer is divided.
+    """How the storage of one adapter in one layer is divided, and what has led there.
 
     Attributes:
         rank: active components.
-        reserve: components in reserve behind the active ones; 0 once growth has ended.
+        reserve: components in reserve behind the active ones.
         config: the adapter's config.
-        seed: draws the reserve's initial values, the same in every process.
-        recorder: collects ``grad(dW)`` in scored steps; ``None`` in the others.
+        seed: draws the initial values of all components, the same in every process.
+        initial: rank at the start.
+        growing: whether ranks may still grow.
+        closed: growth has ended and the reserve is switched off.
+        gains: ``[step, ranks]`` of every event that has enlarged this module.
+        importance: smoothed importance and uncertainty ``(I, U)`` of this module.
+        recorder: receives ``grad(dW)`` in scored steps; ``None`` in the others.
+        allocator: decides when this adapter grows.
     """
 
     rank: int
     reserve: int
     config: IncreLoraConfig
     seed: int
+    initial: int = 0
+    growing: bool = False
+    closed: bool = False
+    gains: list[list[int]] = field(default_factory=list)
+    importance: Tensor = field(default_factory=lambda: torch.zeros(2))
     recorder: UpdateGradient | None = field(default=None, repr=False)
+    allocator: RankAllocator | None = field(default=None, repr=False)
+
+    @property
+    def used(self) -> int:
+        """Rows that are not spare."""
+        return self.rank + self.reserve
 
     @property
     def trained(self) -> int:
         """Rows of A and columns of B that receive updates."""
-        return self.rank + (self.reserve if self.config.advance_learning else 0)
+        return self.used if self.config.advance_learning else self.rank
+
+    @property
+    def counted(self) -> int:
+        """Rows that count in the regulariser."""
+        return self.used if self.config.regularise_frozen_reserve else self.trained
 
     def scaling(self) -> float:
         """The factor ``s`` of the update."""
@@ -60,142 +94,138 @@ class Components:
 
 
 class IncreLoraLayer(BaseTunerLayer):
-    """Adapter weights and their bookkeeping, apart from the kind of base layer."""
+    """Adapter weights and their bookkeeping, apart from the kind of base layer.
+
+    Attributes:
+        increlora_A: by adapter, (capacity, in).
+        increlora_B: by adapter, (out, capacity).
+        increlora_lambda: by adapter, (capacity,).
+        components: by adapter, how these are divided.
+    """
 
     adapter_layer_names = ("increlora_A", "increlora_B", "increlora_lambda")
-    other_param_names = (
-        "increlora_dropout",
-        "increlora_scale",
-        "increlora_reserve_scale",
-        "increlora_mask",
-        "components",
-    )
+    other_param_names = ("increlora_dropout", "increlora_scale", "increlora_offset", "components")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer
-        self.increlora_A = nn.ParameterDict({})  # (capacity, in)
-        self.increlora_B = nn.ParameterDict({})  # (out, capacity)
-        self.increlora_lambda = nn.ParameterDict({})  # (capacity,)
+        self.increlora_state = _State(self)  # before the tensors, so that it is loaded before them
+        self.increlora_A = nn.ParameterDict({})
+        self.increlora_B = nn.ParameterDict({})
+        self.increlora_lambda = nn.ParameterDict({})
         self.increlora_dropout = nn.ModuleDict({})
         self.increlora_scale = BufferDict({}, persistent=False)  # (capacity,) s on active rows
-        self.increlora_reserve_scale = BufferDict({}, persistent=False)  # (capacity,) s * 1e-5 on reserve rows
-        self.increlora_mask = BufferDict({}, persistent=False)  # (capacity,) 1 on rows that the regulariser counts
+        self.increlora_offset = BufferDict({}, persistent=False)  # (capacity,) s * 1e-5 on reserve rows
         self.components: dict[str, Components] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.kwargs = kwargs
-        base: Any = self.get_base_layer()
-        if isinstance(base, nn.Linear):
-            self.in_features, self.out_features = base.in_features, base.out_features
-        elif isinstance(base, Conv1D):
-            self.in_features, self.out_features = base.weight.shape
-        else:
-            raise TypeError(f"IncreLoRA adapts torch.nn.Linear and Conv1D, not {type(base).__name__}")
-
-    @property
-    def max_rank(self) -> int:
-        """A sum of more rank-one components than this has no higher rank."""
-        return min(self.in_features, self.out_features)
+        self.in_features, self.out_features = features(self.get_base_layer())
 
     def rank(self, adapter: str) -> int:
         return self.components[adapter].rank
 
-    def update_layer(self, adapter: str, rank: int, config: IncreLoraConfig, reserve: int) -> None:
+    def capacity(self, adapter: str) -> int:
+        return self.increlora_lambda[adapter].shape[0]
+
+    def max_rank(self, adapter: str) -> int:
+        """The highest rank that growth may give this module."""
+        limit = min(self.in_features, self.out_features)
+        return min(limit, self.components[adapter].config.max_r or limit)
+
+    # ---------------------------------------------------------------- storage
+
+    def update_layer(self, adapter: str, rank: int, config: IncreLoraConfig) -> None:
         """Create the adapter: a and b from N(0, init_std^2), lambda 0, so that the initial update is 0."""
         seed = int(torch.randint(2**31, ()).item())
-        self.components[adapter] = Components(rank, reserve, config, seed)
-        self.increlora_A[adapter] = nn.Parameter(torch.zeros(0, self.in_features))
-        self.increlora_B[adapter] = nn.Parameter(torch.zeros(self.out_features, 0))
-        self.increlora_lambda[adapter] = nn.Parameter(torch.zeros(0))
+        reserve = config.ranks_per_event if config.grows and config.reserve_from == "init" else 0
+        self.components[adapter] = Components(rank, reserve, config, seed, initial=rank, growing=config.grows)
+        capacity = self._room(adapter)
+        self.increlora_A[adapter] = nn.Parameter(torch.zeros(capacity, self.in_features))
+        self.increlora_B[adapter] = nn.Parameter(torch.zeros(self.out_features, capacity))
+        self.increlora_lambda[adapter] = nn.Parameter(torch.zeros(capacity))
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
         self.increlora_dropout[adapter] = dropout
-        self._ensure_capacity(adapter)
         self._draw_rows(adapter, 0, rank + reserve)
+        if not config.init_weights:
+            nn.init.normal_(self.increlora_lambda[adapter].data[:rank])
         self._move_adapter_to_device_of_base_layer(adapter)
-        self._set_borders(adapter)
+        self.set_borders(adapter)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def set_rank(self, adapter: str, rank: int, reserve: int) -> None:
-        """Divide the storage anew: ``rank`` active rows (to be filled by the caller) and a fresh reserve."""
+    def set_rank(self, adapter: str, rank: int) -> None:
+        """Start anew from ``rank`` active components, to be filled by the caller, and a fresh reserve."""
         components = self.components[adapter]
-        components.rank, components.reserve = rank, reserve
+        config = components.config
+        components.growing, components.closed = config.grows, False
+        components.rank, components.reserve = rank, config.ranks_per_event if config.grows else 0
         if self.increlora_lambda[adapter].is_meta:  # PEFT's low_cpu_mem_usage: allocate now that the rank is known
-            base: Any = self.get_base_layer()
-            for kind in ("A", "B", "lambda"):
+            for kind in KINDS:
                 stored = getattr(self, f"increlora_{kind}")
-                empty = torch.zeros_like(stored[adapter], device=base.weight.device)
+                empty = torch.zeros_like(stored[adapter], device=self.get_base_weight().device)
                 stored[adapter] = nn.Parameter(empty, requires_grad=stored[adapter].requires_grad)
+        fits = components.growing and components.used <= self.capacity(adapter)
+        self.resize(adapter, self.capacity(adapter) if fits else self._room(adapter))
         with torch.no_grad():
-            for parameter in (self.increlora_A[adapter], self.increlora_B[adapter], self.increlora_lambda[adapter]):
-                parameter.zero_()
-        self._ensure_capacity(adapter)
-        self._draw_rows(adapter, rank, rank + reserve)
-        self._set_borders(adapter)
+            for kind in KINDS:
+                getattr(self, f"increlora_{kind}")[adapter].zero_()
+        self._draw_rows(adapter, rank, components.used)
+        self.set_borders(adapter)
 
-    def grow(self, adapter: str, ranks: int) -> None:
+    def _room(self, adapter: str) -> int:
+        """Rows of storage that a module of this rank has at first."""
+        components = self.components[adapter]
+        if not components.growing:
+            return components.used
+        config = components.config
+        largest = max(components.rank, self.max_rank(adapter)) + config.ranks_per_event
+        rows = max(components.rank + config.ranks_per_event, min(config.capacity, largest))
+        return math.ceil(rows / ALIGNMENT) * ALIGNMENT
+
+    def grow(self, adapter: str, ranks: int, step: int) -> None:
         """Promote the first ``ranks`` reserve components and refill the reserve (paper, section 3).
 
         A promoted lambda starts at ``reserve_lambda`` with advance learning and at 0 without it.
         """
         components = self.components[adapter]
-        old_end = components.rank + components.reserve
+        config, old = components.config, components.used
+        components.rank += ranks
+        components.reserve = config.ranks_per_event
+        components.gains.append([step, ranks])
         with torch.no_grad():
-            start = components.config.reserve_lambda if components.config.advance_learning else 0.0
-            components.rank += ranks
-            self._ensure_capacity(adapter)
+            start = config.reserve_lambda if config.advance_learning else 0.0
             self.increlora_lambda[adapter][components.rank - ranks : components.rank] = start
-        self._draw_rows(adapter, old_end, components.rank + components.reserve)
-        self._set_borders(adapter)
+        self._draw_rows(adapter, old, components.used)
+        self.set_borders(adapter)
+
+    def add_reserve(self, adapter: str) -> None:
+        """Create a reserve where there is none yet."""
+        components = self.components[adapter]
+        old, components.reserve = components.used, components.config.ranks_per_event
+        self._draw_rows(adapter, old, components.used)
+        self.set_borders(adapter)
 
     def close(self, adapter: str) -> None:
-        """End growth: reserve and spare rows go (paper: lambda = 0); what is left costs as much as LoRA."""
+        """End growth: the reserve goes (paper: lambda = 0), or stays in the regulariser alone (``keep_reserve``)."""
         components = self.components[adapter]
-        components.reserve, components.recorder = 0, None
-        self._resize(adapter, components.rank)
-        self._set_borders(adapter)
+        components.growing, components.closed, components.recorder = False, True, None
+        if not components.config.keep_reserve:
+            components.reserve = 0
+            with torch.no_grad():
+                self.increlora_A[adapter][components.rank :] = 0
+                self.increlora_B[adapter][:, components.rank :] = 0
+        self.set_borders(adapter)
 
-    def restore_reserve(self, adapter: str, saved: dict[str, Any]) -> None:
-        """Restore storage and reserve of a checkpoint; the active components stay as they are.
-
-        The storage gets the checkpoint's size too: the same shapes give bit for bit the same sums.
-        """
-        components = self.components[adapter]
-        components.reserve, components.seed = saved["reserve"], saved["seed"]
-        self._resize(adapter, saved["capacity"])
-        with torch.no_grad():
-            rank, end = components.rank, components.rank + components.reserve
-            self.increlora_A[adapter][rank:] = 0
-            self.increlora_B[adapter][:, rank:] = 0
-            self.increlora_lambda[adapter][rank:] = 0
-            self.increlora_A[adapter][rank:end] = saved["A"].to(self.increlora_A[adapter])
-            self.increlora_B[adapter][:, rank:end] = saved["B"].to(self.increlora_B[adapter])
-        self._set_borders(adapter)
-
-    def _ensure_capacity(self, adapter: str) -> None:
-        """Enlarge the storage to whole blocks if the rows in use no longer fit."""
-        components = self.components[adapter]
-        rows = components.rank + components.reserve
-        block = components.config.capacity_block if components.reserve else 1
-        if components.reserve and rows <= self.increlora_lambda[adapter].shape[0]:
-            return
-        self._resize(adapter, math.ceil(rows / block) * block)
-
-    def _resize(self, adapter: str, capacity: int) -> None:
-        a, b, lam = self.increlora_A[adapter], self.increlora_B[adapter], self.increlora_lambda[adapter]
-        if capacity == lam.shape[0]:
-            return
-        keep = min(capacity, lam.shape[0])
-        for kind, old, shape, kept in (
-            ("A", a, (capacity, self.in_features), (slice(keep),)),
-            ("B", b, (self.out_features, capacity), (slice(None), slice(keep))),
-            ("lambda", lam, (capacity,), (slice(keep),)),
-        ):
-            new = nn.Parameter(old.detach().new_zeros(shape), requires_grad=old.requires_grad)
-            new.data[kept] = old.detach()[kept]
-            if old.grad is not None:
-                new.grad = torch.zeros_like(new)
-                new.grad[kept] = old.grad[kept]
-            getattr(self, f"increlora_{kind}")[adapter] = new
+    def resize(self, adapter: str, capacity: int) -> None:
+        """Give the storage ``capacity`` rows, in the same Parameters, and have the optimizers follow."""
+        allocator = self.components[adapter].allocator
+        for kind, dim in zip(KINDS, (0, 1, 0), strict=True):
+            parameter = getattr(self, f"increlora_{kind}")[adapter]
+            shape = parameter.shape
+            if shape[dim] != capacity:
+                _resize(parameter, dim, capacity)
+                if allocator is not None:
+                    allocator.resize_states(parameter, shape, dim)
+        self.set_borders(adapter)
 
     @torch.no_grad()
     def _draw_rows(self, adapter: str, start: int, stop: int) -> None:
@@ -208,31 +238,50 @@ class IncreLoraLayer(BaseTunerLayer):
                 if target.device.type != "meta":
                     target.copy_(torch.randn(width, generator=generator) * components.config.init_std)
 
-    def _set_borders(self, adapter: str) -> None:
-        """Recompute the vectors that say which rows are active, in reserve and spare."""
-        components = self.components[adapter]
-        config, rank, lam = components.config, components.rank, self.increlora_lambda[adapter]
+    def set_borders(self, adapter: str) -> None:
+        """Recompute the vectors that say which rows are active and which in reserve."""
+        components, lam = self.components[adapter], self.increlora_lambda[adapter]
         if lam.is_meta:  # PEFT's low_cpu_mem_usage: `set_rank` comes with the weights
             return
-        scale, reserve_scale, mask = (lam.detach().new_zeros(lam.shape[0]) for _ in range(3))
-        scale[:rank] = components.scaling()
-        mask[: components.trained] = 1
-        if config.advance_learning:
-            reserve_scale[rank : rank + components.reserve] = components.scaling() * config.reserve_lambda
-        self.increlora_scale[adapter] = scale
-        self.increlora_reserve_scale[adapter] = reserve_scale
-        self.increlora_mask[adapter] = mask
+        scale, offset = (lam.detach().new_zeros(lam.shape[0]) for _ in range(2))
+        scale[: components.rank] = components.scaling()
+        if components.config.advance_learning and not components.closed:
+            offset[components.rank : components.used] = components.scaling() * components.config.reserve_lambda
+        for stored, new in ((self.increlora_scale, scale), (self.increlora_offset, offset)):
+            old: Any = stored[adapter] if adapter in stored.keys() else None  # noqa: SIM118
+            if old is not None and (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device):
+                old.copy_(new)  # compiled code holds on to it
+            else:
+                stored[adapter] = new
 
-    def coefficients(self, adapter: str) -> Tensor:
-        """``s * lambda`` on active rows, ``s * reserve_lambda`` on reserve rows, 0 on spare ones (capacity,)."""
-        return torch.addcmul(
-            self.increlora_reserve_scale[adapter], self.increlora_lambda[adapter], self.increlora_scale[adapter]
-        )
+    # ---------------------------------------------------------------- the update
+
+    def rows(self, adapter: str) -> int:
+        """Rows of the storage that are multiplied: all while compiled code may be reused, else those in use."""
+        components = self.components[adapter]
+        if not components.growing:
+            return components.used
+        capacity = self.capacity(adapter)
+        if torch.compiler.is_compiling():
+            return capacity
+        return min(capacity, math.ceil(components.used / ALIGNMENT) * ALIGNMENT)
+
+    def factors(self, adapter: str) -> tuple[Tensor, Tensor, Tensor]:
+        """A (rows, in), coefficients ``s * lambda`` (rows,) and B (out, rows) of the rows that are multiplied.
+
+        The coefficients are ``s * reserve_lambda`` on reserve rows and 0 on spare ones.
+        """
+        a, b, lam = self.increlora_A[adapter], self.increlora_B[adapter], self.increlora_lambda[adapter]
+        scale, offset, rows = self.increlora_scale[adapter], self.increlora_offset[adapter], self.rows(adapter)
+        if rows != lam.shape[0]:
+            a, b, lam, scale, offset = a[:rows], b[:, :rows], lam[:rows], scale[:rows], offset[:rows]
+        return a, torch.addcmul(offset, lam, scale), b
 
     @torch.no_grad()
     def factored_update(self, adapter: str, rows: slice = slice(None)) -> Tensor:
         """Rows of the update matrix ``dW = s B diag(lambda) A`` (out x in), reserve included."""
-        return (self.increlora_B[adapter][rows] * self.coefficients(adapter)) @ self.increlora_A[adapter]
+        a, coefficients, b = self.factors(adapter)
+        return (b[rows] * coefficients) @ a
 
     @torch.no_grad()
     def lora_factors(self, adapter: str) -> tuple[Tensor, Tensor]:
@@ -244,70 +293,254 @@ class IncreLoraLayer(BaseTunerLayer):
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The update of the active components in the base weight's layout."""
         a, b = self.lora_factors(adapter)
-        return transpose(b @ a, isinstance(self.get_base_layer(), Conv1D))
+        return transpose(b @ a, isinstance(self.get_base_layer(), Conv1D | nn.Embedding))
 
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
 
-class IncreLoraLinear(nn.Module, IncreLoraLayer):
-    """``torch.nn.Linear`` or ``Conv1D`` with IncreLoRA adapters."""
+    def record(self, adapter: str, *, hold: bool) -> None:
+        """Collect ``grad(dW)`` from the next backward pass on."""
+        components = self.components[adapter]
+        shape = (self.out_features, self.in_features)
+        recorder = components.recorder
+        if recorder is None or recorder.hold != hold or recorder.device != self.increlora_A[adapter].device:
+            components.recorder = UpdateGradient(
+                self.increlora_A[adapter], shape, _Update(self, adapter), components.config.score_reduction, hold
+            )
 
-    def __init__(
-        self, base_layer: nn.Module, adapter: str, rank: int, config: IncreLoraConfig, reserve: int, **kwargs: Any
-    ) -> None:
-        super().__init__()
-        IncreLoraLayer.__init__(self, base_layer, **kwargs)
-        self._active_adapter = adapter
-        self.update_layer(adapter, rank, config, reserve)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``x`` (..., in) to (..., out)."""
-        if kwargs.pop("adapter_names", None) is not None:
-            raise ValueError("IncreLoRA does not support batches of mixed adapters (`adapter_names`)")
-        if self.disable_adapters:
-            if self.merged:
-                self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
-        result = self.base_layer(x, *args, **kwargs)
-        if self.merged:
-            return result
-        dtype = result.dtype
-        for adapter in self.active_adapters:
-            if adapter not in self.components:
-                continue
-            a = self.increlora_A[adapter]
-            inputs = self.increlora_dropout[adapter](self._cast_input_dtype(x, a.dtype))
-            hidden = F.linear(inputs, a)
-            hidden = hidden * self.coefficients(adapter).to(hidden.dtype)
-            update = F.linear(hidden, self.increlora_B[adapter])
-            recorder = self.components[adapter].recorder
-            if recorder is not None and (self.training or update.requires_grad):
-                recorder.record_call()
-                update = tap(update, inputs, recorder)
-            result = result + update
-        return result.to(dtype)
+    # ---------------------------------------------------------------- merging
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the update to the base weight.
+        """Add the update to the base weight, as PEFT's LoRA merges into the same base layer.
 
         Args:
-            safe_merge: raise ``ValueError`` instead of writing NaN or infinity.
+            safe_merge: raise ``ValueError`` instead of writing NaN.
             adapter_names: adapters to merge, the active ones by default.
         """
         for adapter in check_adapters_to_merge(self, adapter_names):
             if adapter not in self.components:
                 continue
-            weight: Any = self.get_base_layer().weight
-            merged = weight.data + self.get_delta_weight(adapter).to(weight)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"merging adapter {adapter!r} would write NaN or infinity into the base weight")
-            weight.data = merged
+            if safe_merge and not all(torch.isfinite(factor).all() for factor in self.lora_factors(adapter)):
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
+            if self.rank(adapter):
+                lora = self._as_lora(adapter)
+                lora.merge(safe_merge, [adapter])
+                self._take_back(lora)
             self.merged_adapters.append(adapter)
 
     def unmerge(self) -> None:
         """Subtract every merged update from the base weight."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
         while self.merged_adapters:
             adapter = self.merged_adapters.pop()
-            weight: Any = self.get_base_layer().weight
-            weight.data -= self.get_delta_weight(adapter).to(weight)
+            if adapter in self.components and self.rank(adapter):
+                lora = self._as_lora(adapter)
+                lora.merged_adapters.append(adapter)
+                lora.unmerge()
+                self._take_back(lora)
+
+    def _take_back(self, lora: Any) -> None:
+        """Keep the base layer that a merge has left; for some quantised formats it is a new one."""
+        if self.base_layer is self.get_base_layer():
+            self.base_layer = lora.get_base_layer()
+
+    def _as_lora(self, adapter: str) -> Any:
+        """PEFT's LoRA layer around the same base layer with the same update: it knows every quantised format."""
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraModel
+
+        a, b = self.lora_factors(adapter)
+        base: Any = self.get_base_layer()
+        config = LoraConfig(r=len(a), lora_alpha=len(a), init_lora_weights=False)
+        kind = type(base).__name__
+        options = {"loaded_in_8bit": kind == "Linear8bitLt", "loaded_in_4bit": kind == "Linear4bit"}
+        lora = LoraModel._create_new_module(
+            config, adapter, base, r=len(a), lora_alpha=len(a), target_name="", **{**options, **self.kwargs}
+        )
+        if isinstance(base, nn.Embedding):
+            lora.lora_embedding_A[adapter].data, lora.lora_embedding_B[adapter].data = a, b
+        else:
+            lora.lora_A[adapter].weight.data, lora.lora_B[adapter].weight.data = a, b
+        return lora
+
+    # ---------------------------------------------------------------- state
+
+    def growth_state(self, adapter: str) -> dict[str, Any]:
+        """Ranks and growth of one adapter, in plain data; of one that does not grow the rank alone."""
+        components = self.components[adapter]
+        if not components.config.grows:
+            return {"rank": components.rank}
+        step = components.allocator.step if components.allocator is not None else 0
+        state = {name: getattr(components, name) for name in _STATE}
+        return {**state, "importance": components.importance.tolist(), "capacity": self.capacity(adapter), "step": step}
+
+    def load_growth_state(self, adapter: str, state: dict[str, Any]) -> None:
+        """Restore what :meth:`growth_state` returned; the rows are to be filled by the caller."""
+        components = self.components[adapter]
+        for name in state.keys() & set(_STATE):
+            setattr(components, name, copy.deepcopy(state[name]))
+        if "importance" in state:
+            components.importance = torch.tensor(state["importance"], dtype=torch.float64)
+        if not components.growing:
+            components.recorder = None
+        self.resize(adapter, state.get("capacity", self._room(adapter)))
+        if components.allocator is not None:
+            components.allocator.restore(state.get("step", 0))
+
+
+class _State(nn.Module):
+    """What the state dict has to hold beside a layer's tensors: ranks and growth, as JSON in bytes (a tensor)."""
+
+    def __init__(self, layer: IncreLoraLayer):
+        super().__init__()
+        object.__setattr__(self, "layer", layer)  # no submodule: it is the parent
+
+    def get_extra_state(self) -> Tensor:
+        layer: IncreLoraLayer = self.layer  # type: ignore[assignment]
+        state = {adapter: layer.growth_state(adapter) for adapter in layer.components}
+        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        layer: IncreLoraLayer = self.layer  # type: ignore[assignment]
+        for adapter, saved in json.loads(bytes(state.tolist())).items():
+            if adapter in layer.components:
+                layer.load_growth_state(adapter, saved)
+
+
+class _Update:
+    """Rows of the update matrix of a layer; a class, so that a recorder can be copied and pickled with its layer."""
+
+    def __init__(self, layer: IncreLoraLayer, adapter: str):
+        self.layer, self.adapter = layer, adapter
+
+    def __call__(self, rows: slice) -> Tensor:
+        return self.layer.factored_update(self.adapter, rows)
+
+
+class IncreLoraLinear(nn.Module, IncreLoraLayer):
+    """A linear layer, quantised or not, with IncreLoRA adapters."""
+
+    def __init__(self, base_layer: nn.Module, adapter: str, rank: int, config: IncreLoraConfig, **kwargs: Any) -> None:
+        super().__init__()
+        IncreLoraLayer.__init__(self, base_layer, **kwargs)
+        self._active_adapter = adapter
+        self.update_layer(adapter, rank, config)
+
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
+        """``x`` (..., in) to (..., out).
+
+        Args:
+            x: the layer's input.
+            args, kwargs: handed on to the base layer.
+            adapter_names: in inference, the adapter of every row of the batch; ``"__base__"`` for none.
+        """
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result = self.base_layer(x, *args, **kwargs)
+        if adapter_names is not None and not self.disable_adapters:
+            return self._mixed_batch(x, result, adapter_names)
+        if self.disable_adapters or self.merged:
+            return result
+        dtype = result.dtype
+        for adapter in self.active_adapters:
+            if adapter in self.components:
+                result = result + self.update(x, adapter)
+        return result.to(dtype)
+
+    def update(self, x: Tensor, adapter: str) -> Tensor:
+        """``dW x`` (..., out); in a scored step its backward pass feeds the recorder."""
+        components = self.components[adapter]
+        if self.training and components.allocator is not None and not torch.compiler.is_compiling():
+            components.allocator.watch(self)
+        a, coefficients, b = self.factors(adapter)
+        inputs = self.increlora_dropout[adapter](self._inputs(x, a.dtype))
+        hidden = self._project(inputs, a)
+        update = F.linear(hidden * coefficients.to(hidden.dtype), b)
+        if components.recorder is not None and self.training:
+            if torch.is_grad_enabled():
+                update = tap(update, self._tokens(inputs), components.recorder.receiver)
+            else:  # reentrant checkpointing: the gradient will come in pieces, one per segment that calls this module
+                components.recorder.hold = True
+        return update
+
+    def _mixed_batch(self, x: Tensor, result: Tensor, adapter_names: list[str]) -> Tensor:
+        if len(adapter_names) != len(x):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
+        result = result.clone()
+        for adapter in sorted(set(adapter_names) & set(self.components)):
+            rows = [index for index, name in enumerate(adapter_names) if name == adapter]
+            result[rows] += self.update(x[rows], adapter).to(result.dtype)
+        return result
+
+    def _inputs(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return self._cast_input_dtype(x, dtype)
+
+    def _project(self, inputs: Tensor, a: Tensor) -> Tensor:
+        return F.linear(inputs, a)
+
+    def _tokens(self, inputs: Tensor) -> Tensor:
+        return inputs
 
     def __repr__(self) -> str:
         return "increlora." + super().__repr__()
+
+
+class IncreLoraEmbedding(IncreLoraLinear):
+    """An embedding with IncreLoRA adapters: the linear layer of one-hot inputs, ``in`` being the vocabulary."""
+
+    def _inputs(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x
+
+    def _project(self, inputs: Tensor, a: Tensor) -> Tensor:
+        return F.embedding(inputs, a.T)
+
+    def _tokens(self, inputs: Tensor) -> Tensor:
+        return F.one_hot(inputs, self.in_features)
+
+    def update(self, x: Tensor, adapter: str) -> Tensor:
+        """``dW x`` (..., out), times the factor that some embeddings multiply their output with."""
+        update = super().update(x, adapter)
+        scale = self._get_embed_scale()
+        return update if scale is None else update * scale.to(update.dtype)
+
+
+def features(base: Any) -> tuple[int, int]:
+    """``(in, out)`` of a layer that can be adapted.
+
+    Raises:
+        TypeError: it is neither a linear layer (quantised or not) nor a Conv1D of Transformers nor an embedding.
+    """
+    if isinstance(base, Conv1D):
+        height, width = base.weight.shape
+        return height, width
+    if isinstance(base, nn.Embedding):
+        return base.num_embeddings, base.embedding_dim
+    if isinstance(base, nn.Linear) or (hasattr(base, "in_features") and hasattr(base, "out_features")):
+        return base.in_features, base.out_features
+    raise TypeError(
+        f"Target module {base} is not supported. Currently, only linear layers (quantised ones too), "
+        "`transformers.pytorch_utils.Conv1D` and `torch.nn.Embedding` are supported."
+    )
+
+
+def _resize(parameter: nn.Parameter, dim: int, size: int) -> None:
+    """Cut a Parameter or pad it with zeros along ``dim``, and its gradient with it; it stays the same object."""
+
+    def resized(old: Tensor) -> Tensor:
+        shape = list(old.shape)
+        shape[dim] = size
+        new, keep = old.new_zeros(shape), min(size, old.shape[dim])
+        new.narrow(dim, 0, keep).copy_(old.narrow(dim, 0, keep))
+        return new
+
+    gradient, parameter.grad = parameter.grad, None
+    new = resized(parameter.detach())
+    # autograd remembers a leaf's shape as long as a graph with it is alive, but not across a change of dtype
+    parameter.data = new.new_empty(0, dtype=torch.float32 if new.dtype == torch.float64 else torch.float64)
+    parameter.data = new
+    if gradient is not None:
+        parameter.grad = resized(gradient)

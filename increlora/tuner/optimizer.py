@@ -1,369 +1,302 @@
 """AdamW in which every component has its own age: own step count, own learning rate.
 
-A component that starts to train late must not inherit the step count of its matrix (it would over-step by up to 3.9
-times the learning rate), and with restarted warmup it follows its own warmup (paper, section 3). The result equals
-``torch.optim.AdamW`` with one parameter group per birth. All adapter tensors of a device are updated in one flat
-vector and their own rates by broadcasting, so a step costs a few dozen kernels whatever the number of modules.
+A component that starts to train late must not inherit the step count of its tensor (its first updates would be up to
+3.9 times too large), and with restarted warmup it follows a warmup of its own (paper, section 3). The result equals
+``torch.optim.AdamW`` with one parameter group per birth. Moments are plain tensors per parameter in
+``optimizer.state``; what there is per component (a few numbers per tensor) is computed on the CPU for all at once.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from .errors import IncreLoraError
+from .growth import PER_COMPONENT, find_allocators
 
 if TYPE_CHECKING:
-    from increlora.tuner.layer import IncreLoraLayer
-    from increlora.tuner.model import IncreLoraModel
+    from .layer import IncreLoraLayer
 
-NOT_BORN = -1
+Betas = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class WarmupDecay:
-    """Linear warmup from a component's birth, then linear decay that reaches 0 for all at the end of training.
+class RestartedWarmup:
+    """Learning rate of a component that starts to train late (paper, section 3).
+
+    It rises linearly from its birth over ``warmup_steps`` and then follows the curve of the others, scaled so that it
+    is 1 where the warmup ends: ``min(1, f(t) / f(birth + warmup))``. Under a linear schedule all births reach 0
+    together at the end of training.
 
     Attributes:
         warmup_steps: optimizer steps of warmup.
-        total_steps: optimizer steps of the whole training.
+        curve: factor ``f`` of the peak learning rate after so many updates, for what trains from the start; ``None``
+            for a schedule that is no function of the step: after its warmup a component then has the current rate.
     """
 
     warmup_steps: int
-    total_steps: int
+    curve: Callable[[int], float] | None = None
 
-    def __call__(self, step: int, birth: Tensor) -> Tensor:
-        """Factors of the peak learning rate after ``step`` completed updates, for births (rows,) counted likewise."""
-        age = (step - birth).to(torch.float64)
-        warmup = age / max(1, self.warmup_steps)
-        rest = (self.total_steps - birth - self.warmup_steps).clamp_min(1).to(torch.float64)
-        decay = ((self.total_steps - step) / rest).clamp_min(0.0)
-        return torch.where(age < self.warmup_steps, warmup, decay)
+    @classmethod
+    def of(cls, scheduler: Any, warmup_steps: int) -> RestartedWarmup:
+        """The rule for a scheduler of torch or Transformers; only a ``LambdaLR`` tells its curve."""
+        return cls(warmup_steps, scheduler.lr_lambdas[0] if isinstance(scheduler, LambdaLR) else None)
 
-    def first(self, step: int) -> float:
-        """The factor of what trains from the start, as in Transformers' ``get_linear_schedule_with_warmup``."""
-        return float(self(step, torch.zeros(1, dtype=torch.int64)))
+    def __call__(self, step: int, birth: int) -> float | None:
+        """Factor of the peak rate after ``step`` updates; ``None``: that of what trains from the start."""
+        if step - birth < self.warmup_steps:
+            return (step - birth) / self.warmup_steps
+        if self.curve is None:
+            return None
+        start = self.curve(birth + self.warmup_steps)
+        return min(1.0, self.curve(step) / start) if start > 0 else 0.0
 
 
-@dataclass
-class _Member:
-    """One adapter tensor in a bucket. The tensor itself is looked up anew each time, because growth may replace it."""
+@dataclass(frozen=True)
+class _Component:
+    """Where an adapter tensor belongs."""
 
     layer: IncreLoraLayer
     adapter: str
     kind: str  # A, B or lambda
 
-    @property
-    def parameter(self) -> nn.Parameter:
-        return getattr(self.layer, f"increlora_{self.kind}")[self.adapter]
-
-    @property
-    def component_dim(self) -> int:
-        return 1 if self.kind == "B" else 0
-
     def trained_rows(self) -> int:
-        components = self.layer.components[self.adapter]
-        return components.rank if self.kind == "lambda" else components.trained
+        part = self.layer.components[self.adapter]
+        return part.rank if self.kind == "lambda" else part.trained
+
+    def restarts(self) -> bool:
+        return self.layer.components[self.adapter].config.restart_warmup
+
+    def lr_ratio(self) -> float:
+        ratio = self.layer.components[self.adapter].config.lambda_lr_ratio
+        if self.kind != "lambda":
+            return 1.0
+        return math.sqrt(self.layer.out_features) if ratio == "width" else float(ratio)
 
 
-class _Layout:
-    """Where the elements and the components of every tensor lie in a bucket's flat vectors.
+class _Rows:
+    """Step counts and births of the components of all tensors of a group, as flat vectors on the CPU.
 
-    Tensors of one kind and shape lie side by side, so what belongs to a component reaches its elements by broadcasting.
-
-    Args:
-        members: the bucket's tensors.
-        shapes: of each of them.
+    The entries ``step`` and ``birth`` of the optimizer's state are views of these vectors.
     """
 
-    def __init__(self, members: list[_Member], shapes: list[torch.Size]):
-        self.shapes = shapes
-        self.rows = [shape[member.component_dim] for member, shape in zip(members, shapes, strict=True)]
-        self.order = sorted(range(len(members)), key=lambda i: (members[i].kind, shapes[i], i))
-        self.groups: list[tuple[slice, slice, torch.Size, torch.Size]] = []  # elements, rows and their shapes
-        elements = rows = 0
-        for (kind, shape), group in itertools.groupby(self.order, key=lambda i: (members[i].kind, shapes[i])):
-            count = len(list(group))
-            broadcast = torch.Size([count, 1, shape[1]] if kind == "B" else [count, shape[0], *[1] * (len(shape) - 1)])
-            more = (count * shape.numel(), broadcast.numel())
-            places = (slice(elements, elements + more[0]), slice(rows, rows + more[1]))
-            self.groups.append((*places, torch.Size([count, *shape]), broadcast))
-            elements, rows = elements + more[0], rows + more[1]
+    def __init__(self, states: list[dict[str, Any]], members: list[_Component]):
+        self.sizes = [len(state["step"]) for state in states]
+        self.steps = torch.cat([state["step"] for state in states])
+        self.births = torch.cat([state["birth"] for state in states])
+        for state, steps, births in zip(
+            states, self.steps.split(self.sizes), self.births.split(self.sizes), strict=True
+        ):
+            state["step"], state["birth"] = steps, births
+        restarted = [torch.full((size,), member.restarts()) for member, size in zip(members, self.sizes, strict=True)]
+        self.late, self.which = (self.births * torch.cat(restarted)).unique(return_inverse=True)
 
-    def join(self, pieces: list[Tensor]) -> Tensor:
-        """One tensor per member to a flat vector."""
-        return torch.cat([pieces[i].reshape(-1) for i in self.order])
-
-    def split(self, flat: Tensor, *, by_row: bool = False) -> list[Tensor]:
-        """A flat vector to one tensor per member: of its shape, or (rows,)."""
-        shapes = [torch.Size([rows]) for rows in self.rows] if by_row else self.shapes
-        parts: list[Tensor] = [flat] * len(shapes)
-        for i, part in zip(self.order, flat.split([shapes[i].numel() for i in self.order]), strict=True):
-            parts[i] = part.view(shapes[i])
-        return parts
-
-    def by_component(self, flat: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Views of a flat vector and of a vector (rows,) that broadcast against each other."""
-        return [(flat[at].view(shape), rows[own].view(view)) for at, own, shape, view in self.groups]
-
-
-class _Bucket:
-    """All adapter tensors of one device and dtype, updated together."""
-
-    def __init__(self, members: list[_Member]):
-        self.members = members
-        device, dtype = members[0].parameter.device, members[0].parameter.dtype
-        self.layout = _Layout(members, [member.parameter.shape for member in members])
-        self.exp_avg, self.exp_avg_sq = (
-            torch.zeros(sum(shape.numel() for shape in self.layout.shapes), device=device, dtype=dtype)
-            for _ in range(2)
-        )
-        self.birth = torch.full((sum(self.layout.rows),), NOT_BORN, device=device)
-        self.count = torch.zeros_like(self.birth)
-        self.trained = torch.zeros_like(self.birth, dtype=torch.bool)
-        self.version = -1
-
-    def refresh(self, version: int) -> None:
-        """Follow the growth of the model: re-lay the moments if a tensor was replaced, mark the rows that train."""
-        if version == self.version:
-            return
-        shapes = [member.parameter.shape for member in self.members]
-        if shapes != self.layout.shapes:
-            self._relayout(shapes)
-        device = self.birth.device
-        self.trained = self.layout.join(
-            [
-                torch.arange(rows, device=device) < member.trained_rows()
-                for member, rows in zip(self.members, self.layout.rows, strict=True)
-            ]
-        )
-        self.version = version
-
-    def _relayout(self, shapes: list[torch.Size]) -> None:
-        old, new = self.layout, _Layout(self.members, shapes)
-
-        def moved(flat: Tensor) -> Tensor:
-            pieces = []
-            for member, piece, shape in zip(self.members, old.split(flat), shapes, strict=True):
-                dim = member.component_dim
-                keep = min(piece.shape[dim], shape[dim])
-                pieces.append(piece.new_zeros(shape))
-                pieces[-1].narrow(dim, 0, keep).copy_(piece.narrow(dim, 0, keep))
-            return new.join(pieces)
-
-        def moved_rows(flat: Tensor, fill: int) -> Tensor:
-            pieces = old.split(flat, by_row=True)
-            return new.join(
-                [F.pad(piece, (0, r - len(piece)), value=fill) for piece, r in zip(pieces, new.rows, strict=True)]
-            )
-
-        self.exp_avg, self.exp_avg_sq = moved(self.exp_avg), moved(self.exp_avg_sq)
-        self.birth, self.count = moved_rows(self.birth, NOT_BORN), moved_rows(self.count, 0)
-        self.layout = new
-
-    def step(self, updates: int, group: dict[str, Any], learning_rates: Callable[[Tensor], Tensor]) -> None:
-        """One AdamW update.
-
-        Args:
-            updates: completed optimizer updates.
-            group: the parameter group: betas, eps, weight_decay.
-            learning_rates: births (rows,) to learning rates (rows,).
-        """
-        newborn = self.trained & (self.birth == NOT_BORN)
-        # what an event of this very step has created has no gradient yet: it is born after this update
-        self.birth = torch.where(newborn, updates + 1 if updates else 0, self.birth)
-        active = self.trained & (self.birth <= updates)
-        parameters: list[Any] = [member.parameter for member in self.members]
-        silent = [i for i, p in enumerate(parameters) if p.grad is None]
-        moments = (self.exp_avg, self.exp_avg_sq)
-        before = [moment.clone() for moment in moments] if silent else []
-        for i in silent:
-            self.layout.split(active, by_row=True)[i].zero_()
-        self.count = self.count + active
-        gradient = self.layout.join([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
-
-        beta1, beta2 = group["betas"]
-        rate = learning_rates(self.birth)
-        count = self.count.clamp_min(1).to(torch.float64)
-        step_size = torch.where(active, rate / (1 - beta1**count), 0.0).to(gradient.dtype)
-        root = (1 - beta2**count).sqrt().to(gradient.dtype)
-
-        self.exp_avg.lerp_(gradient, 1 - beta1)
-        self.exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        for moment, old in zip(moments, before, strict=False):  # as torch does, leave a tensor without gradient alone
-            for i in silent:
-                self.layout.split(moment)[i].copy_(self.layout.split(old)[i])
-        denominator = torch.sqrt(self.exp_avg_sq, out=gradient)
-        for elements, roots in self.layout.by_component(denominator, root):
-            elements.div_(roots)
-        change = torch.div(self.exp_avg, denominator.add_(group["eps"]), out=denominator)
-        for elements, sizes in self.layout.by_component(change, step_size):
-            elements.mul_(sizes)
-
-        if group["weight_decay"]:
-            decay = torch.where(active, 1 - rate * group["weight_decay"], 1.0).to(gradient.dtype)
-            rows = zip(self.members, self.layout.split(decay, by_row=True), strict=True)
-            torch._foreach_mul_(parameters, [r.unsqueeze(1) if member.kind == "A" else r for member, r in rows])
-        torch._foreach_sub_(parameters, self.layout.split(change))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "shapes": [tuple(shape) for shape in self.layout.shapes],
-            **{name: getattr(self, name) for name in ("exp_avg", "exp_avg_sq", "birth", "count")},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if len(state["shapes"]) != len(self.members):
-            raise ValueError(f"optimizer state of {len(state['shapes'])} tensors for {len(self.members)} in the model")
-        self.layout = _Layout(self.members, [torch.Size(shape) for shape in state["shapes"]])
-        for name in ("exp_avg", "exp_avg_sq", "birth", "count"):
-            setattr(self, name, state[name].to(self.birth.device, copy=True))
-        self.version = -1
+    def rates(self, group: dict[str, Any], schedule: RestartedWarmup | None) -> Tensor:
+        """Learning rate of every component, float64."""
+        peak = group.get("initial_lr", group["lr"])
+        rates = []
+        for birth in self.late.tolist():
+            factor = schedule(group["updates"], birth) if schedule is not None and birth else None
+            rates.append(group["lr"] if factor is None else peak * factor)
+        return torch.tensor(rates, dtype=torch.float64)[self.which]
 
 
 class IncreLoraAdamW(torch.optim.AdamW):
     """AdamW for a model with an IncreLoRA adapter.
 
-    Adapter tensors are updated per component (see the module's docstring); all other trainable parameters (classifier,
-    pooler) by ``torch.optim.AdamW`` itself. The state dict holds the state of growth too (ranks, reserve, smoothed
-    scores), so saving the adapter and the optimizer is a complete checkpoint.
+    Adapter tensors are updated per component (see the module's docstring), all other parameters by
+    ``torch.optim.AdamW`` itself. The state dict holds the state of growth too (reserve, smoothed scores, events), so
+    the saved adapter and the optimizer are a complete checkpoint.
 
     Args:
-        model: the PEFT model, or its IncreLoRA tuner.
+        params: the model; or parameters or groups as for any optimizer, and then ``adapted``.
         lr: peak learning rate.
-        betas, eps, weight_decay: as in ``torch.optim.AdamW``; biases and normalisation weights do not decay.
-        schedule: the learning-rate curve of later births; without it they follow the group's learning rate.
+        betas, eps, weight_decay: as in ``torch.optim.AdamW``. Where ``params`` is the model, biases and normalisation
+            weights do not decay.
+        adapted: the model whose adapter tensors are among ``params``.
+        schedule: the learning rates of later births; without it they have the group's.
 
     Raises:
-        ValueError: the model has no trainable IncreLoRA adapter.
-        RuntimeError: in :meth:`step`, if ``update_and_allocate`` was not called since the last one.
+        IncreLoraError: the model has no trainable IncreLoRA adapter.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        params: nn.Module | Iterable[Any],
         lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: Betas = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        schedule: WarmupDecay | None = None,
+        *,
+        adapted: nn.Module | None = None,
+        schedule: RestartedWarmup | None = None,
     ):
-        from increlora.tuner.model import find_tuner
-
-        tuner: IncreLoraModel = find_tuner(model)
-        members = [_Member(*entry) for entry in tuner.component_tensors()]
-        if not members:
-            raise ValueError("the model has no trainable IncreLoRA adapter: was it loaded with is_trainable=True?")
-        adapter = {id(member.parameter) for member in members}
-        rest = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in adapter]
-        no_decay = normalisation_and_bias_names(model)
-        groups: list[dict[str, Any]] = [
-            {"params": [member.parameter for member in members], "components": True},
-            {"params": [p for n, p in rest if n not in no_decay], "components": False},
-            {"params": [p for n, p in rest if n in no_decay], "components": False, "weight_decay": 0.0},
-        ]
-        self.tuner = tuner
-        self._grouped_version = tuner.growth_version
-        super().__init__(
-            [group for group in groups if group["params"]],
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            fused=False,
-        )
+        model = params if isinstance(params, nn.Module) else adapted
+        if model is None:
+            raise IncreLoraError("IncreLoraAdamW needs the model: IncreLoraAdamW(model) or adapted=model")
+        self._components = {
+            getattr(layer, f"increlora_{kind}")[allocator.adapter]: _Component(layer, allocator.adapter, kind)
+            for allocator in find_allocators(model)
+            for layer in allocator.layers.values()
+            for kind in ("A", "B", "lambda")
+            if getattr(layer, f"increlora_{kind}")[allocator.adapter].requires_grad
+        }
+        if not self._components:
+            raise IncreLoraError("the model has no trainable IncreLoRA adapter: was it loaded with is_trainable=True?")
+        groups = _decay_groups(model) if isinstance(params, nn.Module) else params
+        self._rows: dict[int, _Rows] = {}
+        super().__init__(self._split(groups, lr), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=False)
         self.schedule = schedule
-        self.updates = 0
-        self._members = members
-        self._buckets = self._start()
-        tuner.attach_optimizer()
+        self._youngest_lr = lr
+        self._first = {parameter: component.trained_rows() for parameter, component in self._components.items()}
+        for allocator in find_allocators(model):
+            allocator.follow(self)
 
-    def _start(self) -> list[_Bucket]:
-        buckets: dict[tuple[torch.device, torch.dtype], list[_Member]] = {}
-        for member in self._members:
-            buckets.setdefault((member.parameter.device, member.parameter.dtype), []).append(member)
-        return [_Bucket(bucket) for bucket in buckets.values()]
+    def youngest_lr(self) -> float:
+        """Learning rate that the A and B born last had in the last step."""
+        return self._youngest_lr
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """torch's groups with the adapter's tensors of this moment.
-
-        Growth may have replaced them before the step, and a ``GradScaler`` and ``zero_grad`` have to see the new ones.
-        """
-        groups: list[dict[str, Any]] = self.__dict__["param_groups"]
-        if self._grouped_version != self.tuner.growth_version:
-            for group in groups:
-                if group["components"]:
-                    group["params"] = [member.parameter for bucket in self._buckets for member in bucket.members]
-            self._grouped_version = self.tuner.growth_version
+    def _split(self, params: Iterable[Any], lr: float) -> list[dict[str, Any]]:
+        """Groups of adapter tensors of one learning rate, and groups of other parameters."""
+        groups: list[dict[str, Any]] = []
+        given: list[Any] = list(params)
+        if given and not isinstance(given[0], dict):
+            given = [{"params": given}]
+        for group in given:
+            parts: dict[float | None, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                component = self._components.get(parameter)
+                ratio = None if component is None else component.lr_ratio()
+                parts.setdefault(ratio, []).append(parameter)
+            for ratio, parameters in parts.items():
+                own: dict[str, Any] = {**group, "params": parameters, "components": ratio is not None}
+                if ratio is not None:
+                    own.update(lr=float(group.get("lr", lr)) * ratio, updates=0)
+                groups.append(own)
         return groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.__dict__["param_groups"] = groups
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update. ``tuner.update_and_allocate(step)`` has to come first, after the backward pass."""
+        """One update. ``update_and_allocate(step)`` comes first, after the backward pass."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.tuner.consume_allocation()
         groups = self.param_groups
-        (components,) = (group for group in groups if group["components"])
         try:
             self.param_groups = [group for group in groups if not group["components"]]
             super().step()
         finally:
             self.param_groups = groups
-        if not self.updates:  # as with torch's AdamW, the model may have moved to another device until now
-            self._buckets = self._start()
-        self._follow_growth()
-        for bucket in self._buckets:
-            bucket.step(self.updates, components, lambda birth: self._learning_rates(components, birth))
-        self.updates += 1
+        for index, group in enumerate(groups):
+            if group["components"]:
+                self._step_components(index, group)
         return loss
 
-    def _follow_growth(self) -> None:
-        for bucket in self._buckets:
-            bucket.refresh(self.tuner.growth_version)
+    def _step_components(self, index: int, group: dict[str, Any]) -> None:
+        parameters: list[nn.Parameter] = group["params"]
+        beta1, beta2 = group["betas"]
+        members = [self._components[parameter] for parameter in parameters]
+        states = [self._state(parameter) for parameter in parameters]
+        rows = self._rows.get(index)
+        if rows is None or rows.sizes != [len(state["step"]) for state in states]:
+            rows = self._rows[index] = _Rows(states, members)
 
-    def _learning_rates(self, group: dict[str, Any], birth: Tensor) -> Tensor:
-        """Learning rate of every row (rows,): the group's, or with restarted warmup the curve of its birth."""
-        current = torch.full(birth.shape, group["lr"], dtype=torch.float64, device=birth.device)
-        if self.schedule is None or not self.tuner.restart_warmup:
-            return current
-        peak = group.get("initial_lr", group["lr"])
-        return torch.where(birth > 0, peak * self.schedule(self.updates, birth), current)
+        trained = [member.trained_rows() for member in members]
+        silent = [parameter.grad is None for parameter in parameters]
+        active = torch.cat(
+            [
+                torch.arange(size) < (0 if without else min(state["rows"], now))
+                for size, without, state, now in zip(rows.sizes, silent, states, trained, strict=True)
+            ]
+        )
+        rows.steps += active
+        rates = torch.where(active, rows.rates(group, self.schedule), 0.0)
+        if index == 0:
+            self._youngest_lr = float(rates[torch.where(active, rows.births, -1).argmax()])
+        counts = rows.steps.clamp_min(1).to(torch.float64)
+        table = torch.stack(
+            [rates / (1 - beta1**counts), (1 - beta2**counts).sqrt(), 1 - rates * group["weight_decay"]]
+        )
+        kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for i, parameter in enumerate(parameters):
+            if not silent[i]:
+                kinds.setdefault((parameter.device, parameter.dtype), []).append(i)
+        for (device, dtype), chosen in kinds.items():
+            tables = table.to(device, dtype).split(rows.sizes, dim=1)
+            self._update(
+                [parameters[i] for i in chosen],
+                [states[i] for i in chosen],
+                [tables[i].unsqueeze(-1) if members[i].kind == "A" else tables[i] for i in chosen],
+                group,
+            )
 
-    def state_dict(self) -> dict[str, Any]:
-        """torch's state dict with the components' moments, births and counts and the state of growth beside it."""
-        self._follow_growth()
-        state = super().state_dict()
-        state["increlora"] = {
-            "updates": self.updates,
-            "buckets": [bucket.state_dict() for bucket in self._buckets],
-            "growth": self.tuner.growth_state_dict(),
-        }
+        group["updates"] += 1
+        for state, now in zip(states, trained, strict=True):
+            if now != state["rows"]:  # born at this step's event: their first gradient is that of the next step
+                state["birth"][state["rows"] : now] = group["updates"]
+                state["step"][min(now, state["rows"]) :] = 0
+                state["rows"] = now
+                self._rows.pop(index, None)
+
+    @staticmethod
+    def _update(
+        parameters: list[nn.Parameter], states: list[dict[str, Any]], tables: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        """AdamW on tensors of one device and dtype.
+
+        Args:
+            parameters: the tensors.
+            states: of each of them.
+            tables: step size, root of the second moment's correction and decay of each component (3, rows), with a
+                last dimension of 1 where components are rows.
+            group: betas, eps, weight_decay.
+        """
+        beta1, beta2 = group["betas"]
+        sizes, roots, decays = zip(*(table.unbind() for table in tables), strict=True)
+        values: list[Any] = list(parameters)
+        gradients: list[Any] = [parameter.grad for parameter in parameters]
+        exp_avg, exp_avg_sq = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        if group["weight_decay"]:
+            torch._foreach_mul_(values, list(decays))
+        torch._foreach_lerp_(exp_avg, gradients, 1 - beta1)
+        torch._foreach_mul_(exp_avg_sq, beta2)
+        torch._foreach_addcmul_(exp_avg_sq, gradients, gradients, 1 - beta2)
+        denominators = torch._foreach_sqrt(exp_avg_sq)
+        torch._foreach_div_(denominators, list(roots))
+        torch._foreach_add_(denominators, group["eps"])
+        changes = torch._foreach_div(exp_avg, denominators)
+        torch._foreach_mul_(changes, list(sizes))
+        torch._foreach_sub_(values, changes)
+
+    def _state(self, parameter: nn.Parameter) -> dict[str, Any]:
+        state = self.state[parameter]
+        if "exp_avg" not in state:  # as with torch's AdamW, the model may have moved to another device until now
+            size = parameter.shape[1 if self._components[parameter].kind == "B" else 0]
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["step"], state["birth"] = torch.zeros(size), torch.zeros(size, dtype=torch.int64)
+            state["rows"] = self._first[parameter]
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the moments and the state of growth; the model's active components are loaded with the adapter."""
-        state_dict = dict(state_dict)
-        own = state_dict.pop("increlora")
         super().load_state_dict(state_dict)
-        self.tuner.load_growth_state_dict(own["growth"])
-        self.updates = own["updates"]
-        self._buckets = self._start()
-        for bucket, state in zip(self._buckets, own["buckets"], strict=True):
-            bucket.load_state_dict(state)
-        self._follow_growth()
+        self._rows.clear()
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for parameter, index in zip(parameters, indices, strict=True):
+            saved = state_dict["state"].get(index)
+            if (
+                saved is not None and parameter in self._components
+            ):  # torch casts what it loads to the parameter's dtype
+                for name in PER_COMPONENT & saved.keys():
+                    self.state[parameter][name] = saved[name].to("cpu", copy=True)
 
 
 def normalisation_and_bias_names(model: nn.Module) -> set[str]:
@@ -376,6 +309,16 @@ def normalisation_and_bias_names(model: nn.Module) -> set[str]:
     return names
 
 
+def _decay_groups(model: nn.Module) -> list[dict[str, Any]]:
+    exempt = normalisation_and_bias_names(model)
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for name, parameter in trainable if name not in exempt]},
+        {"params": [parameter for name, parameter in trainable if name in exempt], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
 def create_optimizer(
     model: nn.Module,
     *,
@@ -384,10 +327,13 @@ def create_optimizer(
     warmup_steps: int = 0,
     gradient_accumulation_steps: int = 1,
     weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
+    betas: Betas = (0.9, 0.999),
     eps: float = 1e-8,
-) -> tuple[IncreLoraAdamW, LambdaLR]:
-    """Optimizer and schedule for a plain training loop; also tells the tuner how long training lasts.
+    lr_scheduler_type: str = "linear",
+    lr_scheduler_kwargs: dict[str, Any] | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> tuple[IncreLoraAdamW, LRScheduler]:
+    """Optimizer and schedule for a plain training loop; also tells the allocators how long training lasts.
 
     Example::
 
@@ -400,18 +346,29 @@ def create_optimizer(
             optimizer.zero_grad()
 
     Args:
-        model: the PEFT model.
+        model: the PEFT model, or any model that holds IncreLoRA layers.
         lr: peak learning rate.
         total_steps: optimizer steps of the whole training.
         warmup_steps: steps of linear warmup, of every birth.
         gradient_accumulation_steps: backward passes per optimizer step; divide each loss by it.
         weight_decay, betas, eps: as in ``torch.optim.AdamW``.
+        lr_scheduler_type, lr_scheduler_kwargs: as in Transformers' ``get_scheduler``.
+        scaler: the ``GradScaler`` of a loop in float16.
     """
-    from increlora.tuner.model import find_tuner
+    from transformers import get_scheduler
 
-    schedule = WarmupDecay(warmup_steps, total_steps)
-    tuner = find_tuner(model)
-    tuner.gradient_accumulation_steps = gradient_accumulation_steps
-    tuner.set_total_steps(total_steps, warmup_steps)
-    optimizer = IncreLoraAdamW(model, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, schedule=schedule)
-    return optimizer, LambdaLR(optimizer, schedule.first)
+    optimizer = IncreLoraAdamW(model, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    scheduler = get_scheduler(
+        lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=warmup_steps,
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs=lr_scheduler_kwargs,
+    )
+    optimizer.schedule = RestartedWarmup.of(scheduler, warmup_steps)
+    for allocator in find_allocators(model):
+        allocator.gradient_accumulation_steps = gradient_accumulation_steps
+        if scaler is not None:
+            allocator.regulariser.loss_scale = scaler.get_scale
+        allocator.set_total_steps(total_steps, warmup_steps)
+    return optimizer, scheduler

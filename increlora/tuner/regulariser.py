@@ -1,64 +1,208 @@
-"""Orthogonality of the components: ``||A A^T - I||_F`` and ``||B^T B - I||_F`` of every module at once.
+"""The orthogonality regulariser: its value, and its gradient where the gradients are.
 
-Matrices of one shape are stacked, so the cost is a few batched products instead of a loop over components.
+The regulariser depends on A and B alone, so its gradient is known in closed form and needs no graph:
+``4 (M M^T - I) M`` for ``||M M^T - I||_F^2`` and ``2 (M M^T - I) M / ||M M^T - I||_F`` for the norm itself, components
+being the rows of ``M``. `Regulariser` adds it to ``.grad`` in the backward pass, when the gradient of the loss has been
+accumulated there, once per optimizer step. It therefore acts whatever the loss is and whoever computes it, before
+gradients are clipped, and is neither in a training nor in an evaluation loss.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+if TYPE_CHECKING:
+    from .config import IncreLoraConfig
+    from .layer import IncreLoraLayer
+
+Key = tuple[str, str]
+"""Module name and ``"A"`` or ``"B"``."""
 
 
-def gram_deviation(matrices: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
-    """``M M^T - diag(mask)`` for each matrix.
+@dataclass
+class Stack:
+    """Matrices of one width, their components as rows.
 
-    Args:
-        matrices: components as rows, each (capacity, width).
-        masks: 1 for rows that count and 0 for the others, each (capacity,).
-
-    Returns:
-        One tensor (matrices of this shape, capacity, capacity) per distinct shape.
+    Attributes:
+        keys: which matrices, one per entry of the batch.
+        matrices: (batch, rows, width).
+        counted: 1 for rows that the regulariser counts (batch, rows).
+        trained: 1 for those that train (batch, rows).
     """
-    groups: dict[tuple[torch.Size, torch.device], list[int]] = defaultdict(list)
-    for index, matrix in enumerate(matrices):
-        groups[matrix.shape, matrix.device].append(index)
-    deviations = []
+
+    keys: list[Key]
+    matrices: Tensor
+    counted: Tensor
+    trained: Tensor
+
+    @staticmethod
+    def product(one: Tensor, other: Tensor) -> Tensor:
+        """``one @ other`` in full precision: a difference from I does not survive bfloat16."""
+        with torch.autocast(one.device.type, enabled=False):
+            return torch.bmm(one, other)
+
+    def deviation(self) -> Tensor:
+        """``M M^T - I`` over the rows that count, 0 elsewhere (batch, rows, rows)."""
+        products = self.product(self.matrices, self.matrices.transpose(1, 2))
+        return products * (self.counted.unsqueeze(1) * self.counted.unsqueeze(2)) - torch.diag_embed(self.counted)
+
+
+Rows = Literal["counted", "used", "rank"]
+"""Which rows count: those of the regulariser, active components and reserve, or active components alone."""
+
+
+def stacks(layers: Mapping[str, IncreLoraLayer], adapter: str, rows: Rows = "counted") -> Iterator[Stack]:
+    """All A and B of an adapter, those of one width and device together; modules of rank 0 are left out."""
+    groups: dict[tuple[int, torch.device], list[tuple[Key, Tensor, IncreLoraLayer]]] = defaultdict(list)
+    for name, layer in layers.items():
+        if layer.rank(adapter):
+            for kind, matrix in (("A", layer.increlora_A[adapter]), ("B", layer.increlora_B[adapter].T)):
+                groups[matrix.shape[1], matrix.device].append(((name, kind), matrix.detach(), layer))
     for members in groups.values():
-        stacked = torch.stack([matrices[i] for i in members])
-        mask = torch.stack([masks[i] for i in members]).to(stacked.dtype)
-        with torch.autocast(stacked.device.type, enabled=False):  # a difference from I does not survive bfloat16
-            products = torch.bmm(stacked, stacked.transpose(1, 2)) * (mask.unsqueeze(1) * mask.unsqueeze(2))
-        deviations.append(products - torch.diag_embed(mask))
-    return deviations
+        parts = [layer.components[adapter] for *_, layer in members]
+        counts = [getattr(part, rows) for part in parts]
+        height = max(counts)
+        precise = torch.promote_types(members[0][1].dtype, torch.float32)
+        # storage may differ in height, and rows beyond those that count take no part
+        matrices = [nn.functional.pad(m[:height], (0, 0, 0, height - min(height, len(m)))) for _, m, _ in members]
+        index = torch.arange(height, device=members[0][1].device)
+        counted, trained = (
+            (index < torch.tensor(limits, device=index.device).unsqueeze(1)).to(precise)
+            for limits in (counts, [part.trained for part in parts])
+        )
+        yield Stack([key for key, *_ in members], torch.stack(matrices).to(precise), counted, trained)
 
 
-def orthogonality_loss(a: Sequence[Tensor], b: Sequence[Tensor], masks: Sequence[Tensor], kind: str) -> Tensor:
-    """The regulariser without its coefficient.
-
-    Args:
-        a: A of every module, each (capacity, in).
-        b: B of every module, each (out, capacity).
-        masks: rows (of A; columns of B) that count, each (capacity,).
-        kind: ``"squared"`` (paper), ``"frobenius"`` or ``"component"``, see :class:`IncreLoraConfig`.
-    """
-    matrices = [*a, *(matrix.T for matrix in b)]
-    deviations = gram_deviation(matrices, [*masks, *masks])
+def orthogonality_loss(groups: list[Stack], kind: str) -> Tensor:
+    """The regulariser without its coefficient (a scalar), ``kind`` as in :class:`IncreLoraConfig`."""
+    deviations = [group.deviation() for group in groups]
     device = deviations[0].device
     if kind == "squared":
-        return torch.stack([deviation.square().sum().to(device) for deviation in deviations]).sum()
+        return torch.stack([d.square().sum().to(device) for d in deviations]).sum()
     if kind == "frobenius":
-        # the norm's gradient at 0 is NaN for an exactly orthogonal matrix; the clamp makes it 0 there
-        norms = [d.square().sum((1, 2)).clamp_min(1e-24).sqrt() for d in deviations]
-        return torch.cat([norm.to(device) for norm in norms]).mean()
-    diagonals = torch.cat([d.diagonal(dim1=1, dim2=2).abs().flatten().to(device) for d in deviations])
-    return diagonals.sum() / (2 * sum(mask.sum().to(device) for mask in masks))
+        return torch.cat([d.square().sum((1, 2)).sqrt().to(device) for d in deviations]).mean()
+    diagonals = torch.stack([d.diagonal(dim1=1, dim2=2).abs().sum().to(device) for d in deviations])
+    return diagonals.sum() / sum(group.counted.sum().to(device) for group in groups)
+
+
+def orthogonality_gradients(groups: list[Stack], kind: str) -> dict[Key, Tensor]:
+    """The gradient of :func:`orthogonality_loss` with respect to the rows that train, each (rows, width)."""
+    matrices = sum(len(group.keys) for group in groups)
+    components = sum(float(group.counted.sum()) for group in groups) if kind == "component" else 0.0
+    gradients: dict[Key, Tensor] = {}
+    for group in groups:
+        deviation = group.deviation()
+        if kind == "squared":
+            factor: Tensor | float = 4.0
+        elif kind == "frobenius":  # 0 where the norm is, for an exactly orthogonal matrix
+            norm = deviation.square().sum((1, 2), keepdim=True).sqrt()
+            factor = torch.where(norm > 0, 2 / (matrices * norm), 0.0)
+        else:
+            deviation = torch.diag_embed(deviation.diagonal(dim1=1, dim2=2).sign())
+            factor = 2 / components
+        whole = group.product(deviation, group.matrices) * factor * group.trained.unsqueeze(2)
+        gradients.update(zip(group.keys, whole, strict=True))
+    return gradients
 
 
 @torch.no_grad()
-def orthogonality(matrices: Sequence[Tensor], masks: Sequence[Tensor]) -> float:
-    """Mean over modules of ``||M M^T - I||_F^2``: the curves of the paper's Figure 5."""
-    deviations = gram_deviation(matrices, masks)
-    return sum(float(d.square().sum()) for d in deviations) / len(matrices)
+def orthogonality(layers: Mapping[str, IncreLoraLayer], adapter: str, *, reserve: bool = True) -> tuple[float, float]:
+    """Mean over modules of ``||A A^T - I||_F^2`` and of ``||B^T B - I||_F^2``: the curves of the paper's Figure 5."""
+    sums = {"A": 0.0, "B": 0.0}
+    for group in stacks(layers, adapter, "used" if reserve else "rank"):
+        for (_, kind), value in zip(group.keys, group.deviation().square().sum((1, 2)).tolist(), strict=True):
+            sums[kind] += value
+    return sums["A"] / len(layers), sums["B"] / len(layers)
+
+
+class Regulariser:
+    """Adds the weighted gradient of the regulariser to ``A.grad`` and ``B.grad``, once per optimizer step.
+
+    A step is over when the parameter has changed, its gradient has been cleared, or :meth:`next_step` says so.
+
+    Args:
+        layers: by module name.
+        adapter: name of the adapter.
+        config: of the adapter.
+        on_step: called in the first backward pass of every optimizer step.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, IncreLoraLayer],
+        adapter: str,
+        config: IncreLoraConfig,
+        on_step: Callable[[], None],
+    ):
+        self.layers, self.adapter, self.on_step = layers, adapter, on_step
+        self.weight, self.kind = config.orth_reg_weight, config.orth_reg
+        self.loss_scale: Callable[[], float] = _one
+        self.steps = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._hooked: Any = WeakIdKeyDictionary()
+        self._pending: dict[Key, tuple[tuple[int, int], Tensor | None]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_hooked", "_pending")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # copied parameters have lost their hooks
+        self.__dict__.update(state)
+        self._start()
+
+    def watch(self, name: str, layer: IncreLoraLayer) -> None:
+        """Hook into the gradients of a module's A and B; cheap if that has happened before."""
+        for kind in ("A", "B"):
+            parameter = getattr(layer, f"increlora_{kind}")[self.adapter]
+            if parameter not in self._hooked and parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(partial(self._add, (name, kind)))
+                self._hooked[parameter] = True
+
+    def next_step(self) -> None:
+        """The optimizer step is over, although no parameter may have changed."""
+        self.steps += 1
+
+    def value(self, *, reserve: bool = True) -> float:
+        """The weighted regulariser now; ``reserve=False``: of the active components alone."""
+        groups = list(stacks(self.layers, self.adapter, "counted" if reserve else "rank"))
+        return self.weight * float(orthogonality_loss(groups, self.kind)) if groups and self.weight else 0.0
+
+    @torch.no_grad()
+    def _add(self, key: Key, parameter: Tensor) -> None:
+        """Runs when a backward pass has accumulated the gradient of one matrix."""
+        if parameter.grad is None or not cast(nn.Module, self.layers[key[0]]).training:
+            return
+        stamp = (self.steps, parameter._version)
+        if getattr(parameter.grad, "_increlora_regularised", None) == stamp:
+            return  # a further pass of the same optimizer step
+        parameter.grad._increlora_regularised = stamp  # type: ignore[attr-defined]
+        if self._pending.get(key, (None,))[0] != stamp:
+            self._compute()
+        _, gradient = self._pending.pop(key)
+        if gradient is not None:
+            target = parameter.grad if key[1] == "A" else parameter.grad.T
+            rows = min(len(target), len(gradient))
+            target[:rows].add_(gradient[:rows], alpha=self.weight * self.loss_scale())
+
+    def _compute(self) -> None:
+        """The gradients of all matrices, for the hooks of this step to hand out."""
+        self.on_step()
+        groups = list(stacks(self.layers, self.adapter)) if self.weight else []
+        gradients = orthogonality_gradients(groups, self.kind)
+        for name, layer in self.layers.items():
+            for kind in ("A", "B"):
+                version = getattr(layer, f"increlora_{kind}")[self.adapter]._version
+                self._pending[name, kind] = (self.steps, version), gradients.get((name, kind))
+
+
+def _one() -> float:
+    return 1.0

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from increlora import IncreLoraCallback, create_optimizer, find_tuner
+from increlora import IncreLoraCallback, create_optimizer, find_allocator, find_tuner
 from increlora.errors import IncreLoraError
 from tests.tuner.conftest import adapter, deberta, tokens
 
@@ -96,11 +96,12 @@ def adapted(base: Callable[[], nn.Module], seed: int = 1, **changes: Any) -> Pef
 def outcome(model: nn.Module) -> dict[str, Any]:
     """What has to be equal: the decisions exactly, the numbers to rounding."""
     tuner = find_tuner(model)
-    return {
-        "events": tuner.growth_events(),
-        "ranks": tuner.rank_distribution(),
-        "parameters": {name: p.detach() for name, p in tuner.model.named_parameters() if p.requires_grad},
-    }
+    parameters = {n: p.detach() for n, p in tuner.model.named_parameters() if p.requires_grad and "increlora_" not in n}
+    for name, layer in tuner.adapter_layers().items():  # storage keeps its size where a wrapper holds it
+        parameters |= {
+            f"{name}.{kind}": factor for kind, factor in zip("AB", layer.lora_factors("default"), strict=True)
+        }
+    return {"events": tuner.growth_events(), "ranks": tuner.rank_distribution(), "parameters": parameters}
 
 
 def assert_equal_outcome(two: list[dict[str, Any]], one: dict[str, Any]) -> None:
@@ -117,7 +118,6 @@ def assert_equal_outcome(two: list[dict[str, Any]], one: dict[str, Any]) -> None
 
 def plain_loop(
     base: Callable[[], nn.Module] = classifier,
-    wrap: bool = True,
     pieces: int = 1,
     sync_all: bool = False,
     checkpointing: bool = False,
@@ -130,7 +130,7 @@ def plain_loop(
     if checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    wrapped: Any = DistributedDataParallel(model, **(options or {})) if wrap and size > 1 else model
+    wrapped: Any = DistributedDataParallel(model, **(options or {})) if size > 1 else model
     optimizer, scheduler = create_optimizer(
         model, lr=1e-2, total_steps=STEPS, warmup_steps=3, gradient_accumulation_steps=pieces
     )
@@ -208,7 +208,6 @@ LOOPS: dict[str, dict[str, Any]] = {
     "wrapped": {},
     "wrapped with options": {"options": {"find_unused_parameters": True, "gradient_as_bucket_view": True}},
     "nothing else to train": {"base": language_model},
-    "not wrapped": {"base": language_model, "wrap": False},
     "accumulated without messages": {"pieces": 2},
     "accumulated with messages": {"pieces": 2, "sync_all": True},
     "checkpointed": {"checkpointing": True},
@@ -251,26 +250,19 @@ def test_trainer_counts_the_regulariser_once_per_step(tmp_path: Path) -> None:
     assert_equal_outcome([parts, parts], with_trainer(language_model, tmp_path / "whole", 1))
 
 
-def wrapped_from_outside() -> str:
-    outer = nn.ModuleDict({"inner": adapted(language_model)})
-    outer.forward = lambda **batch: outer["inner"](**batch)  # type: ignore[method-assign]
-    model = DistributedDataParallel(outer)
-    try:
-        model(**tokens(0))
-    except IncreLoraError as error:
-        return str(error)
-    return ""
-
-
 def other_ranks_in_each_process() -> str:
-    model = adapted(language_model, init_r=1 + rank_and_size()[0])
+    model = adapted(language_model)
+    for layer in find_allocator(model).layers.values():
+        layer.set_rank("default", 1 + rank_and_size()[0])
+    create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=3)
+    batch = tokens(0)
+    model.train()(**{**batch, "labels": batch["input_ids"]}).loss.backward()
     try:
-        model.train()(**tokens(0))
+        model.update_and_allocate(1)
     except IncreLoraError as error:
         return str(error)
     return ""
 
 
-def test_wrong_use_is_refused(tmp_path: Path) -> None:
-    assert all("wrap the PEFT model itself" in text for text in in_two_processes(tmp_path, wrapped_from_outside))
+def test_other_ranks_are_refused(tmp_path: Path) -> None:
     assert all("not the same ranks" in text for text in in_two_processes(tmp_path, other_ranks_in_each_process))

@@ -16,7 +16,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from increlora import IncreLoraConfig, create_optimizer, export_lora, find_tuner, lora_config
+from increlora import IncreLoraConfig, create_optimizer, export_lora, find_allocator, find_tuner, lora_config
 from increlora.errors import IncreLoraError
 from increlora.tuner import importance as importance_module
 from tests.conftest import TARGETS
@@ -99,7 +99,7 @@ class Case:
         return self.build().eval()
 
     def config(self, **changes: Any) -> IncreLoraConfig:
-        fields: dict[str, Any] = {"target_r": 3, "deltaT": 2, "capacity_block": 2, "modules_to_save": list(self.save)}
+        fields: dict[str, Any] = {"target_r": 3, "deltaT": 2, "modules_to_save": list(self.save)}
         fields["orth_reg_weight"] = 0.01  # the paper's 0.1 would be most of what twenty steps can learn
         return IncreLoraConfig(target_modules=self.targets, **{**fields, **changes})
 
@@ -191,8 +191,9 @@ def logits(model: nn.Module, case: Case) -> torch.Tensor:
     return evaluate(model, case).logits
 
 
-def start(model: PeftModel, parts: int = 1) -> tuple[Any, Any]:
-    return create_optimizer(model, lr=2e-2, total_steps=STEPS, warmup_steps=2, gradient_accumulation_steps=parts)
+def start(model: PeftModel, parts: int = 1, **options: Any) -> tuple[Any, Any]:
+    lengths = {"total_steps": STEPS, "warmup_steps": 2, "gradient_accumulation_steps": parts}
+    return create_optimizer(model, lr=2e-2, **lengths, **options)
 
 
 def train(model: PeftModel, case: Case, steps: range, optimizer: Any, scheduler: Any, parts: int = 1) -> list[float]:
@@ -214,8 +215,13 @@ def train(model: PeftModel, case: Case, steps: range, optimizer: Any, scheduler:
     return losses
 
 
+def forget(model: PeftModel) -> None:
+    for layer in find_tuner(model).adapter_layers().values():
+        layer.components["default"].importance.zero_()
+
+
 def importance(model: PeftModel) -> torch.Tensor:
-    return find_tuner(model).growth["default"].importance.smoothed.clone()
+    return find_allocator(model).importance[:, 0].clone()
 
 
 def assert_same_training(one: PeftModel, other: PeftModel) -> None:
@@ -259,7 +265,7 @@ def test_adapter_changes_nothing_at_first(case: Case) -> None:
 def test_ranks_grow_to_the_budget_and_the_loss_falls(case: Case, trained: PeftModel) -> None:
     ranks = trained.rank_distribution()
     assert sum(ranks.values()) == 3 * case.modules
-    assert find_tuner(trained).growth["default"].finished
+    assert find_allocator(trained).finished
     assert evaluate(trained, case).loss < 0.9 * evaluate(case.base(), case).loss
     frozen = {
         name.replace(".base_layer", "").replace(".original_module", ""): parameter
@@ -335,29 +341,35 @@ def test_ranks_retrain_as_lora(case: Case, trained: PeftModel) -> None:
     assert {name.removeprefix("base_model.model."): r for name, r in found.items()} == ranks
 
 
-LOSSES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], torch.Tensor]]] = {
-    "object": (lambda output: output, lambda output: output.loss),
-    "dict": (lambda output: {"loss": output.loss}, lambda output: output["loss"]),
-    "tuple": (lambda output: (output.loss, output.logits), lambda output: output[0]),
-}
-
-
-@pytest.mark.parametrize("returned", LOSSES)
 @pytest.mark.parametrize("task", [None, "SEQ_CLS"])
-def test_regulariser_reaches_every_kind_of_loss(returned: str, task: str | None) -> None:
-    """Without a task type `PeftModel` calls the base model and passes by the tuner."""
-    wrap, loss = LOSSES[returned]
-    base = CASES["BERT"].base()
-    forward = base.forward
-    base.forward = lambda **batch: wrap(forward(**{**batch, "return_dict": True}))  # type: ignore[method-assign]
-    model, batch = get_peft_model(base, CASES["BERT"].config(task_type=task)), sentences()
-    expected = loss(model.eval()(**batch))
-    penalty = find_tuner(model).orthogonality_loss()
-    assert penalty > 0.1
-    torch.testing.assert_close(loss(model.train()(**batch)), expected + penalty)
-    with torch.no_grad():
-        assert torch.equal(loss(model(**batch)), expected)
-    torch.testing.assert_close(loss(model.get_base_model()(**batch)), expected)
+def test_regulariser_is_in_no_loss_and_in_every_gradient(task: str | None) -> None:
+    """Whatever the loss is: the gradient that the regulariser adds is that which autograd finds for it."""
+    models = {weight: get_peft_model(CASES["BERT"].base(), CASES["BERT"].config(task_type=task)) for weight in (0, 0.1)}
+    losses, gradients = {}, {}
+    for weight, model in models.items():
+        tuner = find_tuner(model)
+        tuner.load_state_dict(find_tuner(models[0]).state_dict())
+        find_allocator(model).regulariser.weight = weight
+        logits = model.train()(**sentences()).logits
+        loss = (logits.square().sum(1) + 1).log().mean()  # a loss that the model does not know
+        loss.backward()
+        losses[weight] = loss.item()
+        gradients[weight] = {n: p.grad.clone() for n, p in tuner.model.named_parameters() if ".increlora_" in n}
+    assert losses[0] == losses[0.1]
+    layers = tuner.adapter_layers()
+    matrices = {
+        (name, kind): getattr(layer, f"increlora_{kind}")["default"] for name, layer in layers.items() for kind in "AB"
+    }
+    total = torch.zeros(())
+    for (name, kind), parameter in matrices.items():
+        rows = layers[name].components["default"].trained
+        matrix = parameter[:rows] if kind == "A" else parameter[:, :rows].T
+        total = total + (matrix @ matrix.T - torch.eye(rows)).square().sum()
+    assert tuner.orthogonality_loss() == pytest.approx(0.1 * float(total))
+    expected = torch.autograd.grad(0.1 * total, list(matrices.values()))
+    for ((name, kind), _), penalty in zip(matrices.items(), expected, strict=True):
+        key = f"{name}.increlora_{kind}.default"
+        torch.testing.assert_close(gradients[0.1][key] - gradients[0][key], penalty, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("block", [importance_module.BLOCK, 50], ids=["whole", "in blocks"])
@@ -368,7 +380,7 @@ def test_importance_is_that_of_the_whole_matrix(case: Case, block: int, monkeypa
     train(model, case, range(1, 7), *start(model))
     tuner = find_tuner(model)
     layers = tuner.adapter_layers()
-    tuner.growth["default"].importance.smoothed.zero_()
+    forget(model)
     expected = []
     for layer in layers.values():
         layer.get_base_layer().weight.requires_grad_(True)
@@ -408,8 +420,8 @@ def train_scaled(
     overflows: tuple[int, ...] = (),
 ) -> list[torch.Tensor]:
     """Train with a GradScaler, through gradients that are infinite at the steps ``overflows``; return the scores."""
-    optimizer, scheduler = start(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=precision.scale or 1.0, enabled=precision.scale is not None)
+    optimizer, scheduler = start(model, scaler=scaler)
     model.train()
     scores = []
     for step in range(1, steps + 1):
@@ -419,7 +431,7 @@ def train_scaled(
         scaler.scale(loss * float("inf") if step in overflows else loss).backward()
         if unscale:
             scaler.unscale_(optimizer)
-        model.update_and_allocate(step, loss_scale=scaler.get_scale())
+        model.update_and_allocate(step)
         before = scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()
@@ -453,9 +465,10 @@ def test_float16_scores_at_the_highest_loss_scale(case: Case) -> None:
     scores = {}
     for scale in (1.0, *(2.0**power for power in range(24, 0, -1))):
         one = copy.deepcopy(model)
-        find_tuner(one).growth["default"].importance.smoothed.zero_()
+        forget(one)
         with torch.autocast("cpu", dtype=torch.float16, enabled=scale > 1):
             loss = one(**case.batch()).loss
+        find_allocator(one).regulariser.weight = 0
         (loss * scale).backward()
         one.update_and_allocate(7, loss_scale=scale)
         scores[scale] = importance(one)
@@ -476,7 +489,7 @@ def test_loss_scale_changes_nothing(case: Case, unscale: bool) -> None:
 
 @pytest.mark.parametrize("unscale", [True, False], ids=["unscaled before", "unscaled in the step"])
 def test_overflow_is_passed_over(case: Case, unscale: bool) -> None:
-    """Step 2 is the first growth and enlarges storage; its infinite gradients must neither be used nor stay."""
+    """Step 2 is the first growth; its infinite gradients must neither be used nor stay."""
     model = case.adapted()
     scores = train_scaled(model, case, Precision(scale=2.0**10), unscale=unscale, overflows=(2, 5))
     for step in (2, 5):

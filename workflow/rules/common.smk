@@ -42,8 +42,8 @@ def configuration(wildcards):
 
 def job_needs(job):
     # The config files count because Snakemake may not know which settings an outdated record was made with. It takes
-    # braces in the name of an input for wildcards.
-    files = [str(path) for path in workflow.configfiles if not set("{}") & set(str(path))]
+    # braces in the name of an input for wildcards. The files are not in a cluster's storage, hence local().
+    files = [local(str(path)) for path in workflow.configfiles if not set("{}") & set(str(path))]
     return jobs.needs(job, [CHECKED, *files, *BACKBONE])
 
 

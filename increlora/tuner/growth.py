@@ -1,0 +1,505 @@
+"""Growth: one `RankAllocator` per adapter scores its modules and, at an event, chooses those that gain rank.
+
+The allocator lives in the layers, not in the tuner: it works in any model that holds them, also where PEFT or
+Transformers have only injected the layers (``inject_adapter_in_model``, ``model.add_adapter``).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .allocation import GrowthSchedule, allocate, resolve_schedule
+from .config import IncreLoraConfig
+from .distributed import anywhere, check_equal, share_scores, sum_in, world_size
+from .errors import IncreLoraError
+from .importance import smooth
+from .layer import ALIGNMENT, KINDS, IncreLoraLayer
+from .regulariser import Regulariser, orthogonality
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+logger = logging.getLogger(__name__)
+
+PER_COMPONENT = {"step", "birth"}
+"""Entries in the state of `IncreLoraAdamW` that are vectors over components."""
+
+
+class RankAllocator:
+    """Lets the ranks of one adapter grow (paper, section 3), and has its regulariser act.
+
+    Storage: a module starts with room for ``config.capacity`` components. One that needs more gets twice as much where
+    every optimizer that is followed can take larger tensors (`follow`), in a single process; elsewhere it counts as
+    full. Both are logged; ``max_r`` allocates what is needed from the start.
+
+    Args:
+        model: any module that holds the adapter's layers.
+        adapter: name of the adapter.
+
+    Attributes:
+        layers: the adapted layers by module name.
+        config: of the adapter.
+        budget: total rank at which growth ends, ``r_final``; ``None`` if the adapter does not grow.
+        schedule: when and by how much ranks grow; known once the length of training is.
+        step: number of the last optimizer step, 0 before the first one.
+        gradient_accumulation_steps: backward passes per optimizer step; scores are taken of their sum.
+        regulariser: adds the orthogonality regulariser's gradient.
+    """
+
+    def __init__(self, model: nn.Module, adapter: str):
+        self.adapter = adapter
+        self.layers = {
+            name.removeprefix("base_model.model."): module
+            for name, module in model.named_modules()
+            if isinstance(module, IncreLoraLayer) and adapter in module.components
+        }
+        parts = [layer.components[adapter] for layer in self.layers.values()]
+        self.config: IncreLoraConfig = parts[0].config
+        self.regulariser = Regulariser(self.layers, adapter, self.config, self._begin_step)
+        self.schedule: GrowthSchedule | None = None
+        self.step = 0
+        self.gradient_accumulation_steps = 1
+        self._names = {layer: name for name, layer in self.layers.items()}
+        self._optimizers: list[weakref.ref[Optimizer]] = []
+        self._length: tuple[int, int] | None = None
+        self._allocated = True
+        self._warned: set[str] = set()
+        self._checked_equal = False
+        self.budget: int | None = None
+        if self.config.target_r is not None and self.config.grows:
+            highest = sum(layer.max_rank(adapter) for layer in self.layers.values())
+            self.budget = min(self.config.target_r * len(parts), max(highest, self.total_rank))
+            if self.budget < self.config.target_r * len(parts):
+                self._say(f"target_r is {self.config.target_r}, but the modules' ranks can reach {highest} in all")
+        for layer in self.layers.values():
+            layer.components[adapter].allocator = self
+            self.watch(layer)
+        self._finish_if_full()
+        if self.config.total_step is not None and self.config.deltaT is not None:
+            self.set_total_steps(self.config.total_step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_optimizers": []}  # a copy is followed by nobody yet
+
+    # ---------------------------------------------------------------- what users ask
+
+    @property
+    def total_rank(self) -> int:
+        """Sum of the active ranks."""
+        return sum(layer.rank(self.adapter) for layer in self.layers.values())
+
+    @property
+    def finished(self) -> bool:
+        """Whether ranks grow no more."""
+        return not any(layer.components[self.adapter].growing for layer in self.layers.values())
+
+    @property
+    def importance(self) -> Tensor:
+        """Columns ``I`` and ``U`` of all modules, in the order of `layers` (modules, 2)."""
+        return torch.stack([layer.components[self.adapter].importance.cpu() for layer in self.layers.values()])
+
+    def rank_distribution(self) -> dict[str, int]:
+        """Active rank per module, in the form that ``LoraConfig(rank_pattern=...)`` takes."""
+        return {name: layer.rank(self.adapter) for name, layer in self.layers.items()}
+
+    def events(self) -> list[dict[str, Any]]:
+        """One ``{"step", "grown": {module: ranks}, "total_rank"}`` per event so far."""
+        grown: dict[int, dict[str, int]] = {}
+        for name, layer in self.layers.items():
+            for step, ranks in layer.components[self.adapter].gains:
+                grown.setdefault(step, {})[name] = ranks
+        total, events = self._initial_rank(), []
+        for step in sorted(grown):
+            total += sum(grown[step].values())
+            events.append({"step": step, "grown": grown[step], "total_rank": total})
+        return events
+
+    def active_parameters(self) -> int:
+        """Numbers in the active components, ``sum of rank * (in + out + 1)``; the reserve is not counted."""
+        return sum(
+            layer.rank(self.adapter) * (layer.in_features + layer.out_features + 1) for layer in self.layers.values()
+        )
+
+    def orthogonality(self, *, reserve: bool = True) -> tuple[float, float]:
+        """Mean over modules of ``||A A^T - I||_F^2`` and ``||B^T B - I||_F^2`` (Figure 5).
+
+        Args:
+            reserve: whether the reserve counts beside the active components.
+        """
+        return orthogonality(self.layers, self.adapter, reserve=reserve)
+
+    # ---------------------------------------------------------------- training
+
+    def set_total_steps(self, total_step: int, warmup_steps: int = 0) -> None:
+        """Tell how long training lasts; resolves the interval and ``top_h``.
+
+        Args:
+            total_step: optimizer steps of the whole training.
+            warmup_steps: steps of the learning rate's linear warmup, the default interval ``nu``.
+
+        Raises:
+            ConfigError: the budget cannot be reached in that time.
+            IncreLoraError: the adapter's tensors are sharded over processes.
+        """
+        self._length = (total_step, warmup_steps)
+        if self.budget is None or self.finished:
+            return
+        for name, layer in self.layers.items():
+            if hasattr(layer.increlora_A[self.adapter], "device_mesh"):
+                raise IncreLoraError(
+                    f"{name} is sharded (fully_shard, FSDP2), and ranks cannot grow in a shard: find them first with "
+                    "find_ranks and train the LoraConfig that it returns"
+                )
+        self.schedule = resolve_schedule(
+            self.config,
+            total_step=total_step,
+            warmup_steps=warmup_steps,
+            modules=len(self.layers),
+            initial_rank=self._initial_rank(),
+            budget=self.budget,
+        )
+        for layer in self.layers.values():  # a backward pass that came before does not count
+            layer.components[self.adapter].recorder = None
+        self._arm()
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Keep an optimizer's state in step with growth, and the state of growth in the optimizer's state dict.
+
+        With that, a saved adapter and the optimizer are a complete checkpoint. `create_optimizer` and the callback do
+        it; call it for an optimizer of your own.
+        """
+        if any(reference() is optimizer for reference in self._optimizers):
+            return
+        self._optimizers.append(weakref.ref(optimizer))
+        optimizer.register_state_dict_post_hook(lambda _, state: {**state, self._key: self.state_dict()})
+        optimizer.register_load_state_dict_pre_hook(lambda _, state: self.take_state(state))
+
+    @property
+    def _key(self) -> str:
+        """Where an optimizer's state dict holds the state of growth."""
+        return f"increlora.{self.adapter}"
+
+    def take_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Restore the state of growth from an optimizer's state dict; returns what is the optimizer's own."""
+        if self._key in state:
+            self.load_state_dict(state[self._key])
+        return {name: value for name, value in state.items() if name != self._key}
+
+    def update_and_allocate(self, global_step: int, *, loss_scale: float | None = None) -> dict[str, int]:
+        """Score the step, and at an event let the chosen modules grow.
+
+        Call it once per optimizer step: after the last backward pass, before ``optimizer.step()``.
+
+        Args:
+            global_step: number of this optimizer step, counted from 1.
+            loss_scale: factor by which a ``GradScaler`` has multiplied the loss, where `create_optimizer` was not given
+                the scaler.
+
+        Returns:
+            ``{module: ranks gained}``, empty if nothing grew.
+
+        Raises:
+            IncreLoraError: the length of training is unknown, no gradient reached a module, a step had more backward
+                passes than `gradient_accumulation_steps` says, or an event was missed.
+        """
+        if global_step < 1:
+            raise IncreLoraError(f"global_step is {global_step}: optimizer steps count from 1")
+        known_scale = self.regulariser.loss_scale()
+        if loss_scale is not None and loss_scale != known_scale and self.regulariser.weight:
+            raise IncreLoraError(
+                f"loss_scale is {loss_scale}, but the regulariser's gradient has been scaled by {known_scale}: give "
+                "the GradScaler to create_optimizer(..., scaler=scaler)"
+            )
+        self._allocated = True
+        before, self.step = self.step, global_step
+        self.regulariser.next_step()
+        if self.budget is None or self.finished:
+            return {}
+        if self.schedule is None:
+            raise IncreLoraError(
+                "IncreLoRA does not know how long training lasts: use IncreLoraCallback with the Trainer, "
+                "create_optimizer(..., total_steps=...) in a loop, or set total_step and deltaT in the config"
+            )
+        missed = [step for step in range(before + 1, global_step) if before and self.schedule.is_event(step)]
+        if missed:
+            raise IncreLoraError(
+                f"global_step is {global_step} after {before}, but ranks were to grow at {missed[0]}: call "
+                "`update_and_allocate` once per optimizer step, with the number of that step"
+            )
+        if world_size() > 1 and not self._checked_equal:
+            check_equal(self.adapter, list(self.layers.values()))
+            self._checked_equal = True
+        if self.schedule.is_scored(global_step):
+            self._score(loss_scale or known_scale, counts=global_step > 1 or self.config.score_first_step)
+        if global_step == 1 and self.config.reserve_from == "first_step":
+            for layer in self.layers.values():
+                layer.add_reserve(self.adapter)
+        grown = self._grow() if self.schedule.is_event(global_step) else {}
+        self._arm()
+        return grown
+
+    def watch(self, layer: IncreLoraLayer) -> None:
+        """Make sure that the regulariser reaches a layer; called in every training forward pass."""
+        self.regulariser.watch(self._names[layer], layer)
+
+    def restore(self, step: int) -> None:
+        """Go on from the ranks and scores that a layer has been given, after optimizer step ``step``."""
+        self.step = step
+        self.regulariser.next_step()
+        self._arm()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What continues growth exactly and is not in an adapter saved by PEFT: reserve, scores, events, storage."""
+        state = {}
+        for name, layer in self.layers.items():
+            part = layer.components[self.adapter]
+            rows = slice(part.rank, part.used)
+            state[name] = {
+                **layer.growth_state(self.adapter),
+                "A": layer.increlora_A[self.adapter].detach()[rows].clone(),
+                "B": layer.increlora_B[self.adapter].detach()[:, rows].clone(),
+            }
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; the active components have been loaded before.
+
+        Raises:
+            IncreLoraError: the loaded adapter has other ranks than the state.
+        """
+        for name, saved in state.items():
+            layer = self.layers[name]
+            if layer.rank(self.adapter) != saved["rank"]:
+                raise IncreLoraError(
+                    f"{name} has rank {layer.rank(self.adapter)}, the optimizer's checkpoint {saved['rank']}: load the "
+                    "adapter of the same checkpoint first"
+                )
+            layer.load_growth_state(self.adapter, saved)
+            rank, used = saved["rank"], saved["rank"] + saved["reserve"]
+            with torch.no_grad():
+                a, b = layer.increlora_A[self.adapter], layer.increlora_B[self.adapter]
+                a[rank:], b[:, rank:] = 0, 0
+                layer.increlora_lambda[self.adapter][rank:] = 0
+                a[rank:used], b[:, rank:used] = saved["A"].to(a), saved["B"].to(b)
+        if self._length is not None:
+            self.set_total_steps(*self._length)
+
+    def resume_from_ranks(self) -> None:
+        """Go on from ranks that were loaded without the state of growth; keep the events that led there."""
+        for layer in self.layers.values():
+            part = layer.components[self.adapter]
+            while part.gains and part.initial + sum(ranks for _, ranks in part.gains) > part.rank:
+                part.gains.pop()
+        self._finish_if_full()
+        self._arm()
+
+    # ---------------------------------------------------------------- inside
+
+    def _initial_rank(self) -> int:
+        """Total rank before the first event, also in a resumed training: the schedule must not depend on the resume."""
+        return sum(layer.components[self.adapter].initial for layer in self.layers.values())
+
+    def _begin_step(self) -> None:
+        """A backward pass has begun that is the first of its optimizer step."""
+        if not self._allocated and not self.finished:
+            self._say(
+                "ranks do not grow, because nobody calls update_and_allocate(step) after the backward pass: call it, "
+                "add IncreLoraCallback to the Trainer, or set target_r=None"
+            )
+        if not self._allocated:
+            for layer in self.layers.values():
+                recorder = layer.components[self.adapter].recorder
+                if recorder is not None:
+                    recorder.clear()
+        self._allocated = False
+
+    def _arm(self) -> None:
+        """Record ``grad(dW)`` in the next step if that one is scored."""
+        on = self.schedule is not None and not self.finished and self.schedule.is_scored(self.step + 1)
+        hold = self.gradient_accumulation_steps > 1 or world_size() > 1
+        for layer in self.layers.values():
+            if on:
+                layer.record(self.adapter, hold=hold)
+            else:
+                layer.components[self.adapter].recorder = None
+
+    def _score(self, loss_scale: float, *, counts: bool) -> None:
+        parts = [layer.components[self.adapter] for layer in self.layers.values()]
+        recorders = [part.recorder for part in parts if part.recorder is not None]
+        passes = [recorder.passes for recorder in recorders]
+        arrived = [count > 0 for count in passes] or [False]
+        if world_size() > 1:
+            arrived = anywhere(arrived, recorders[0].device)
+        if not all(arrived):
+            silent = [name for name, one in zip(self.layers, arrived, strict=True) if not one]
+            raise IncreLoraError(
+                f"no gradient reached {silent[0]} (and {len(silent) - 1} more modules) in a step that is scored: was "
+                "`update_and_allocate` called without a backward pass, is the model in eval mode (call model.train()), "
+                "or is the module not used in the forward pass?"
+            )
+        if max(passes) > 1:
+            raise IncreLoraError(
+                f"{max(passes)} backward passes since the last `update_and_allocate`: call it once per optimizer step "
+                "(with the Trainer, IncreLoraCallback does), and if a step has several backward passes say so with "
+                "`gradient_accumulation_steps` of `create_optimizer`"
+            )
+        many = world_size() > 1
+        if many and not recorders[0].hold:
+            raise IncreLoraError("the process group was initialised after create_optimizer: initialise it before")
+        scores = [
+            recorder.take(sum_in(index % world_size()) if many else None) for index, recorder in enumerate(recorders)
+        ]
+        total = torch.stack([score.to(scores[0].device) for score in scores])
+        if many:
+            share_scores(total)
+        total = total / loss_scale if counts else torch.zeros_like(total)
+        importance = torch.stack([part.importance.to(total) for part in parts])
+        for part, row in zip(parts, smooth(importance, total, self.config.beta1, self.config.beta2), strict=True):
+            part.importance = row
+
+    def _grow(self) -> dict[str, int]:
+        assert self.schedule is not None and self.budget is not None
+        names, layers = list(self.layers), list(self.layers.values())
+        importance = torch.stack([layer.components[self.adapter].importance for layer in layers])
+        gains = allocate(
+            importance.prod(dim=1).tolist(),
+            [layer.rank(self.adapter) for layer in layers],
+            [self._highest(name, layer) for name, layer in self.layers.items()],
+            top_h=self.schedule.top_h,
+            ranks_per_event=self.schedule.ranks_per_event,
+            budget=self.budget,
+            allow_overshoot=self.config.allow_overshoot,
+        )
+        grown = {names[index]: ranks for index, ranks in gains.items()}
+        for name, ranks in grown.items():
+            layer = self.layers[name]
+            needed = layer.components[self.adapter].rank + ranks + self.config.ranks_per_event
+            if needed > layer.capacity(self.adapter):
+                self._enlarge(name, layer, needed)
+            layer.grow(self.adapter, ranks, self.step)
+        logger.debug("step %d: total rank %d of %d, grown %s", self.step, self.total_rank, self.budget, grown)
+        self._finish_if_full()
+        return grown
+
+    def _finish_if_full(self) -> None:
+        full = self.budget is None or self.total_rank >= self.budget
+        full = full or all(layer.rank(self.adapter) >= layer.max_rank(self.adapter) for layer in self.layers.values())
+        if not full or self.finished:
+            return
+        if self.budget is not None and self.total_rank > self.budget and self.config.allow_overshoot:
+            for (
+                layer
+            ) in self.layers.values():  # as in the authors' code, an overshot budget never runs the closing step
+                part = layer.components[self.adapter]
+                part.growing, part.recorder = False, None
+            return
+        for layer in self.layers.values():
+            layer.close(self.adapter)
+        if self._can_resize():
+            for layer in self.layers.values():
+                layer.resize(self.adapter, layer.components[self.adapter].used)
+
+    # ---------------------------------------------------------------- storage
+
+    def _highest(self, name: str, layer: IncreLoraLayer) -> int:
+        """The highest rank that a module can have at this event."""
+        highest = layer.max_rank(self.adapter)
+        room = layer.capacity(self.adapter) - self.config.ranks_per_event
+        if room < highest and not self._can_resize():
+            if layer.rank(self.adapter) + self.config.ranks_per_event > room:
+                self._say(
+                    f"{name} counts as full at rank {layer.rank(self.adapter)}: its storage cannot be enlarged, "
+                    "because several processes or an optimizer of a fixed layout hold it; set max_r to allocate more "
+                    "from the start"
+                )
+            return room
+        return highest
+
+    def _can_resize(self) -> bool:
+        """Whether all that holds the adapter's tensors can follow a change of their size."""
+        if world_size() > 1 or not self._optimizers:
+            return False
+        optimizers = [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
+        parameters = [
+            getattr(layer, f"increlora_{kind}")[self.adapter] for layer in self.layers.values() for kind in KINDS
+        ]
+        return all(_follows(optimizer, parameter) for optimizer in optimizers for parameter in parameters)
+
+    def _enlarge(self, name: str, layer: IncreLoraLayer, needed: int) -> None:
+        old = layer.capacity(self.adapter)
+        new = max(2 * old, math.ceil(needed / ALIGNMENT) * ALIGNMENT)
+        logger.warning(
+            "%s outgrows its storage of %d components and gets %d; max_r allocates them from the start", name, old, new
+        )
+        layer.resize(self.adapter, new)
+
+    def resize_states(self, parameter: nn.Parameter, shape: torch.Size, dim: int) -> None:
+        """Cut or pad with zeros what optimizers keep per entry of a parameter, or per component, whose size changed.
+
+        Args:
+            parameter: in its new size.
+            shape: its old one.
+            dim: the dimension of components.
+        """
+        size = parameter.shape[dim]
+        for reference in self._optimizers:
+            optimizer = reference()
+            state = {} if optimizer is None else optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.dim() > 0:
+                    along = dim if value.shape == shape else 0
+                    keep = min(size, value.shape[along])
+                    new = value.new_zeros([size if axis == along else n for axis, n in enumerate(value.shape)])
+                    new.narrow(along, 0, keep).copy_(value.narrow(along, 0, keep))
+                    state[name] = new
+
+    def _say(self, message: str) -> None:
+        """Warn, once per adapter and message."""
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=3)
+
+
+def find_allocators(model: nn.Module) -> list[RankAllocator]:
+    """The allocators of all active IncreLoRA adapters in a model of any kind; empty if there is none."""
+    found: dict[int, RankAllocator] = {}
+    for module in model.modules():
+        if isinstance(module, IncreLoraLayer):
+            for adapter in module.active_adapters:
+                part = module.components.get(adapter)
+                if part is not None and part.allocator is not None:
+                    found[id(part.allocator)] = part.allocator
+    return list(found.values())
+
+
+def find_allocator(model: nn.Module, adapter: str | None = None) -> RankAllocator:
+    """The allocator of an adapter, the first active one by default.
+
+    Raises:
+        IncreLoraError: the model has no such IncreLoRA adapter.
+    """
+    for module in model.modules():
+        if isinstance(module, IncreLoraLayer):
+            for name in [adapter] if adapter is not None else module.active_adapters:
+                part = module.components.get(name)
+                if part is not None and part.allocator is not None:
+                    return part.allocator
+    wanted = "no active IncreLoRA adapter" if adapter is None else f"no IncreLoRA adapter {adapter!r}"
+    raise IncreLoraError(f"the model has {wanted}: create one with get_peft_model(model, IncreLoraConfig())")
+
+
+def _follows(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+    """Whether an optimizer's state of a parameter has the parameter's layout, or is one number per component."""
+    state = optimizer.state.get(parameter, {})
+    return all(
+        value.shape == parameter.shape or name in PER_COMPONENT
+        for name, value in state.items()
+        if isinstance(value, Tensor) and value.dim() > 0
+    )

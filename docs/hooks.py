@@ -23,6 +23,7 @@ from increlora.glue.tasks import TASKS
 from increlora.methods.families import FAMILIES
 from increlora.methods.registry import METHODS
 from increlora.study.config import Study
+from increlora.training.pretrain_settings import PretrainSettings
 
 ROOT = Path(__file__).parent.parent
 ROLE = re.compile(r":(?:class|func|meth|mod):(?=<code>)")
@@ -36,6 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put the generated parts in."""
     return re.sub(r"^\{\{ (\w+) \}\}$", lambda match: PARTS[match[1]](), markdown, flags=re.MULTILINE)
 
 
@@ -45,25 +47,36 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 
 def table(columns: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
     lines = [columns, tuple("--" for _ in columns), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def configuration() -> str:
     """Every block of a study's config, from its JSON schema."""
-    schema = Study.model_json_schema()
-    blocks = {"Study": schema, **schema["$defs"]}
+    schema, pretraining = Study.model_json_schema(), PretrainSettings.model_json_schema()
+    blocks = {"Study": schema, **schema["$defs"], "PretrainSettings": pretraining}
     return "\n\n".join(block(name, blocks[name], blocks) for name in blocks)
 
 
 def block(name: str, schema: Mapping[str, Any], blocks: Mapping[str, Any]) -> str:
+    """A section with a row per field.
+
+    Args:
+        name: of the section.
+        schema: JSON schema of the block.
+        blocks: other blocks that it may refer to.
+    """
     required = set(schema.get("required", ()))
 
     def rows() -> Iterator[tuple[str, ...]]:
         for field, entry in schema["properties"].items():
             default = "required" if field in required else code(entry.get("default"))
-            refers = "$ref" in entry and entry.get("default") is not None or default == "`{}`"
-            yield f"`{field}`", kind(entry), "" if refers else default, " ".join(entry.get("description", "").split())
+            block = blocks[entry["$ref"].rpartition("/")[2]] if "$ref" in entry else {}
+            if (block and field not in required) or default == "`{}`":
+                default = ""  # the block's own page says what its fields are by default
+            meaning = entry.get("description") or block.get("description", "")
+            yield f"`{field}`", kind(entry), default, " ".join(meaning.split())
 
     return f"## {name}\n\n{schema['description']}\n\n" + table(("Field", "Type", "Default", "Meaning"), rows())
 
@@ -88,6 +101,7 @@ def kind(entry: Mapping[str, Any]) -> str:
 
 
 def code(value: Any) -> str:
+    """A value as YAML and JSON write it."""
     return f"`{json.dumps(value)}`"
 
 
@@ -109,6 +123,7 @@ def commands() -> str:
 
 
 def helps(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The help of a command and of those below it; one without a help text of its own is not shown."""
     yield f"## {parser.prog}\n\n```text\n{parser.format_help()}```"
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -119,6 +134,8 @@ def helps(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def methods() -> str:
+    """One row per method."""
+
     def rows() -> Iterator[tuple[str, ...]]:
         for method in METHODS.values():
             budget = f"{method.budget.name}, {method.budget.symbol}" if method.budget else "none"
@@ -129,6 +146,8 @@ def methods() -> str:
 
 
 def tasks() -> str:
+    """One row per task."""
+
     def rows() -> Iterator[tuple[str, ...]]:
         for task in TASKS.values():
             columns = ", ".join(f"{heading}: {' and '.join(keys)}" for heading, keys in task.columns.items())
@@ -139,6 +158,8 @@ def tasks() -> str:
 
 
 def families() -> str:
+    """One row per family of encoders."""
+
     def rows() -> Iterator[tuple[str, ...]]:
         for family in FAMILIES.values():
             yield f"`{family.model_type}`", ", ".join(f"{k}: `{v}`" for k, v in family.matrices.items())

@@ -88,6 +88,7 @@ class _Rows:
 
     def __init__(self, states: list[dict[str, Any]], members: list[_Component]):
         self.sizes = [len(state["step"]) for state in states]
+        self._counts: list[int] = []
         self.steps = torch.cat([state["step"] for state in states])
         self.births = torch.cat([state["birth"] for state in states])
         for state, steps, births in zip(
@@ -96,6 +97,13 @@ class _Rows:
             state["step"], state["birth"] = steps, births
         restarted = [torch.full((size,), member.restarts()) for member, size in zip(members, self.sizes, strict=True)]
         self.late, self.which = (self.births * torch.cat(restarted)).unique(return_inverse=True)
+
+    def first(self, counts: list[int]) -> Tensor:
+        """Which entries are among the first so many of their tensor (components,)."""
+        if counts != self._counts:
+            self._counts = counts
+            self._mask = torch.cat([torch.arange(size) < n for size, n in zip(self.sizes, counts, strict=True)])
+        return self._mask
 
     def rates(self, group: dict[str, Any], schedule: RestartedWarmup | None) -> Tensor:
         """Learning rate of every component, float64."""
@@ -210,10 +218,10 @@ class IncreLoraAdamW(torch.optim.AdamW):
 
         trained = [member.trained_rows() for member in members]
         silent = [parameter.grad is None for parameter in parameters]
-        active = torch.cat(
+        active = rows.first(
             [
-                torch.arange(size) < (0 if without else min(state["rows"], now))
-                for size, without, state, now in zip(rows.sizes, silent, states, trained, strict=True)
+                0 if without else min(state["rows"], now)
+                for without, state, now in zip(silent, states, trained, strict=True)
             ]
         )
         rows.steps += active

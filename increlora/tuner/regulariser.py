@@ -9,6 +9,7 @@ gradients are clipped, and is neither in a training nor in an evaluation loss.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 if TYPE_CHECKING:
     from .config import IncreLoraConfig
-    from .layer import IncreLoraLayer
+    from .layer import Components, IncreLoraLayer
 
 Key = tuple[str, str]
 """Module name and ``"A"`` or ``"B"``."""
@@ -61,24 +63,29 @@ Rows = Literal["counted", "used", "rank"]
 
 def stacks(layers: Mapping[str, IncreLoraLayer], adapter: str, rows: Rows = "counted") -> Iterator[Stack]:
     """All A and B of an adapter, those of one width and device together; modules of rank 0 are left out."""
-    groups: dict[tuple[int, torch.device], list[tuple[Key, Tensor, IncreLoraLayer]]] = defaultdict(list)
+    groups: dict[tuple[int, torch.device], list[tuple[Key, Tensor, Components]]] = defaultdict(list)
     for name, layer in layers.items():
-        if layer.rank(adapter):
+        part = layer.components[adapter]
+        if part.rank:
             for kind, matrix in (("A", layer.increlora_A[adapter]), ("B", layer.increlora_B[adapter].T)):
-                groups[matrix.shape[1], matrix.device].append(((name, kind), matrix.detach(), layer))
-    for members in groups.values():
-        parts = [layer.components[adapter] for *_, layer in members]
-        counts = [getattr(part, rows) for part in parts]
+                groups[matrix.shape[1], matrix.device].append(((name, kind), matrix.detach(), part))
+    for (_, device), members in groups.items():
+        counts = tuple(getattr(part, rows) for *_, part in members)
         height = max(counts)
-        precise = torch.promote_types(members[0][1].dtype, torch.float32)
         # storage may differ in height, and rows beyond those that count take no part
-        matrices = [nn.functional.pad(m[:height], (0, 0, 0, height - min(height, len(m)))) for _, m, _ in members]
-        index = torch.arange(height, device=members[0][1].device)
-        counted, trained = (
-            (index < torch.tensor(limits, device=index.device).unsqueeze(1)).to(precise)
-            for limits in (counts, [part.trained for part in parts])
-        )
-        yield Stack([key for key, *_ in members], torch.stack(matrices).to(precise), counted, trained)
+        matrices = [m[:height] if len(m) >= height else F.pad(m, (0, 0, 0, height - len(m))) for _, m, _ in members]
+        stacked = torch.stack(matrices)
+        precise = torch.promote_types(stacked.dtype, torch.float32)
+        counted = _below(counts, height, device, precise)
+        trained = _below(tuple(part.trained for *_, part in members), height, device, precise)
+        yield Stack([key for key, *_ in members], stacked.to(precise), counted, trained)
+
+
+@functools.lru_cache(maxsize=64)
+def _below(limits: tuple[int, ...], height: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """1 in the first so many entries of each row, 0 in the rest (len(limits), height)."""
+    index = torch.arange(height, device=device)
+    return (index < torch.tensor(limits, device=device).unsqueeze(1)).to(dtype)
 
 
 def orthogonality_loss(groups: list[Stack], kind: str) -> Tensor:

@@ -81,7 +81,7 @@ class RankAllocator:
         for layer in self.layers.values():
             layer.components[adapter].allocator = self
             self.watch(layer)
-        self._finish_if_full()
+        self._finish_if_full(fresh=True)
         if self.config.total_step is not None and self.config.deltaT is not None:
             self.set_total_steps(self.config.total_step)
 
@@ -388,7 +388,8 @@ class RankAllocator:
         self._finish_if_full()
         return grown
 
-    def _finish_if_full(self) -> None:
+    def _finish_if_full(self, *, fresh: bool = False) -> None:
+        """Close growth if there is nothing left to grow; the storage of a ``fresh`` adapter is held by nobody yet."""
         full = self.budget is None or self.total_rank >= self.budget
         full = full or all(layer.rank(self.adapter) >= layer.max_rank(self.adapter) for layer in self.layers.values())
         if not full or self.finished:
@@ -402,7 +403,7 @@ class RankAllocator:
             return
         for layer in self.layers.values():
             layer.close(self.adapter)
-        if self._can_resize():
+        if fresh or self._can_resize():
             for layer in self.layers.values():
                 layer.resize(self.adapter, layer.components[self.adapter].used)
 

@@ -102,9 +102,20 @@ def main(arguments: list[str] | None = None) -> dict[str, Ranks]:
     whole = EvaConfig(use_label_mask=False)  # one label per text, not per token
     eva = LoraConfig(r=RANK, target_modules=SIX_MATRICES, init_lora_weights="eva", eva_config=whole, **common)
     model = get_peft_model(fresh(), eva, low_cpu_mem_usage=True)
-    initialize_lora_eva_weights(model, Limited(batches("train", 16), options.search_steps), show_progress_bar=False)
+    initialize_lora_eva_weights(
+        model,
+        Limited(batches("train", 16), options.search_steps),
+        prepare_model_inputs_fn=None,  # which picks tokens by the mask: DeBERTa's query and key project positions too
+        prepare_layer_inputs_fn=rows_of,
+        show_progress_bar=False,
+    )
     report("EVA", model, time.perf_counter() - start)
     return found
+
+
+def rows_of(layer_input: Any, model_input: Any, layer_name: str) -> torch.Tensor:
+    """All inputs of a layer (rows, in), padding included."""
+    return layer_input[0].flatten(0, -2)
 
 
 class Limited:

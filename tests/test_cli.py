@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from increlora.cli import main
-from increlora.study.config import load_study
-from increlora.study.expand import cell, cell_settings
+from increlora.study.cells import Cell
+from increlora.study.load import load_study
+from increlora.study.settings import run_settings
+from increlora.training.record import Record, read_record
 from increlora.training.settings import RunSettings
-from increlora.training.store import Store, read_record
+from increlora.training.store import Store
 from tests.study_helpers import ROOT, SMOKE, fake_record
 
 
@@ -26,7 +29,7 @@ class Trainer(types.ModuleType):
         self.trained: list[tuple[str, int, object]] = []
         self.broken_seeds: set[int] = set()
 
-    def run(self, settings: RunSettings, *, ranks: object, progress: bool, tensorboard: str | None) -> dict:
+    def run(self, settings: RunSettings, *, ranks: object, progress: bool, tensorboard: str | None) -> Record:
         self.trained.append((settings.method, settings.seed, ranks))
         if settings.seed in self.broken_seeds:
             raise RuntimeError("out of memory")
@@ -44,18 +47,24 @@ def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trainer:
     return found
 
 
+@pytest.fixture
+def backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pretraining: whatever the settings name counts as there."""
+    monkeypatch.setattr("increlora.training.job._need_backbone", lambda backbone, progress: None)
+
+
 def train(tmp_path: Path, method: str = "lora", *more: str) -> tuple[int, list[Path]]:
-    study = load_study(SMOKE)
-    settings = json.dumps(cell_settings(study, cell(study, "rte", method, 2)))
-    records = [tmp_path / method / f"seed{seed}.json" for seed in (0, 1)]
-    code = main(["train", "--settings", settings, "--seeds", "0", "1", "--records", *map(str, records), *more])
-    return code, records
+    command = ["run", str(SMOKE), "--task", "rte", "--method", method, "--budget", "2", "--records", str(tmp_path)]
+    return main([*command, *more]), [tmp_path / f"smoke/rte/{method}/2/seed{seed}.json" for seed in (0, 1)]
 
 
-def test_train_writes_records_and_restores_finished_runs(trainer: Trainer, tmp_path: Path) -> None:
+pytestmark = pytest.mark.usefixtures("backbone")
+
+
+def test_run_writes_records_and_restores_finished_runs(trainer: Trainer, tmp_path: Path) -> None:
     code, records = train(tmp_path)
     assert code == 0
-    assert [read_record(path)["run"]["seed"] for path in records] == [0, 1]
+    assert [read_record(path).run.seed for path in records] == [0, 1]
     records[0].unlink()
     assert train(tmp_path)[0] == 0
     assert [seed for _, seed, _ in trainer.trained] == [0, 1], "nothing is trained twice"
@@ -63,13 +72,14 @@ def test_train_writes_records_and_restores_finished_runs(trainer: Trainer, tmp_p
 
 
 def test_a_failing_run_leaves_the_others_alone(
-    trainer: Trainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    trainer: Trainer, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer.broken_seeds = {0}
     code, records = train(tmp_path)
     assert code == 1
     assert [path.exists() for path in records] == [False, True]
-    assert "rte/lora/2/seed0 failed" in caplog.text
+    assert "rte/lora/2/seed0 failed: RuntimeError: out of memory" in caplog.text
+    assert capsys.readouterr().err.endswith("1 of 2 runs failed: rte/lora/2/seed0\n")
     trainer.broken_seeds = set()
     assert train(tmp_path)[0] == 0
     assert [seed for _, seed, _ in trainer.trained] == [0, 1, 0]
@@ -86,68 +96,139 @@ def test_under_torchrun_a_failing_process_ends(
 
 
 def test_ranks_are_read_from_the_source_records(trainer: Trainer, tmp_path: Path) -> None:
+    assert train(tmp_path, "svd_shuffled")[0] == 1, "the source is not there"
+    assert not trainer.trained
     _, sources = train(tmp_path, "increlora")
-    code, _ = train(tmp_path, "svd_shuffled", "--ranks-from", *map(str, sources))
-    assert code == 0
+    assert train(tmp_path, "svd_shuffled")[0] == 0
     assert trainer.trained[-1] == ("svd_shuffled", 1, {"module": 2})
-    assert train(tmp_path, "svd_increlora", "--ranks-from", *map(str, sources[::-1]))[0] == 1
+    sources[0].write_bytes(sources[1].read_bytes())
+    assert train(tmp_path, "svd_increlora")[0] == 1, "the record of another seed"
 
 
-def test_run_by_name(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    records = ["--records", str(tmp_path)]
-    assert main(["run", str(SMOKE), "--task", "rte", "--method", "lora", "--budget", "2", "--seed", "0", *records]) == 0
-    assert (tmp_path / "smoke/rte/lora/2/seed0.json").exists()
-    assert main(["run", str(SMOKE), "--task", "rte", "--method", "lora", "--budget", "9", "--seed", "0", *records]) == 2
-    assert "--budget: 9 is unknown; allowed: 2, 3" in capsys.readouterr().err
-    assert main(["run", str(SMOKE), "--task", "rte", "--method", "lorra", "--seed", "0"]) == 2
-    assert "did you mean 'lora'" in capsys.readouterr().err
+def test_progress_is_that_of_the_study(trainer: Trainer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    train(tmp_path)
+    said = [record.getMessage() for record in caplog.records if "here" in record.getMessage()]
+    assert [re.sub(r"\d:\d\d:\d\d", "0:00:00", line) for line in said] == [
+        "rte/lora/2/seed0  50.00  (1 of 2 here, 0:00:00 left; study smoke: 1 of 42, 0:00:00 left)",
+        "rte/lora/2/seed1  50.00  (2 of 2 here; study smoke: 2 of 42, 0:00:00 left)",
+    ]
+
+
+def test_run_by_name(trainer: Trainer, tmp_path: Path) -> None:
+    def run(*arguments: str) -> int:
+        return main(["run", str(SMOKE), *arguments, "--records", str(tmp_path)])
+
+    assert run("--task", "rte", "--method", "lora", "--budget", "2", "--seed", "0") == 0
+    assert run("--task", "rte", "--method", "bitfit", "--budget", "all", "--seed", "0") == 0
+    found = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("seed*.json")]
+    assert sorted(found) == ["smoke/rte/bitfit/all/seed0.json", "smoke/rte/lora/2/seed0.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "9"], "--budget: '9' is unknown; allowed: 2, 3, 4, 8, all"),
+        (["--method", "lorra"], "--method: 'lorra' is unknown (did you mean 'lora'?)"),
+        (["--method", "bitfit", "--budget", "2"], "no run of study smoke has all of these"),
+        (["--seed", "-1"], "--seed.0: got '-1': input should be greater than or equal to 0"),
+        (["--seed", "4294967296"], "--seed.0: got '4294967296': input should be less than 4294967296"),
+        (["--seed", "1", "1"], "--seed: 1 is given more than once"),
+        (["--seed", "x"], "--seed.0: got 'x'"),
+    ],
+)
+def test_names_that_are_not_there(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(SMOKE), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_verify_fails_unless_all_is_well(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    others = dict.fromkeys(("table1", "table2", "table3", "figure4", "figure5", "figure6"))
-    one = json.dumps({"seeds": [0], "artefacts": others})
-    arguments = [str(SMOKE), one, "--records", str(tmp_path)]
+    arguments = [str(SMOKE), "{seeds: [0], artefacts: {only: [rank_growth]}}", "--records", str(tmp_path)]
     assert main(["verify", *arguments]) == 1
     assert "missing" in capsys.readouterr().out
-    assert (
-        main(
-            [
-                "run",
-                *arguments[:2],
-                "--task",
-                "rte",
-                "--method",
-                "increlora",
-                "--budget",
-                "2",
-                "--seed",
-                "0",
-                *arguments[2:],
-            ]
-        )
-        == 0
-    )
+    assert main(["run", *arguments]) == 0
     assert main(["verify", *arguments]) == 0
     assert capsys.readouterr().out == "smoke: 1 ok\n"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["verify", "no/such/file.yaml"],
-        ["verify", str(SMOKE), "--records", "no/such/folder"],
-        ["show", str(SMOKE), "--records", "no/such/folder"],
-        ["show", str(SMOKE), "--only", "tabel1"],
-        ["verify", str(SMOKE), "{seeds: [1, 1]}"],
-        ["train", "--settings", "{", "--seeds", "0", "--records", "x"],
-        ["train", "--settings", "{}", "--seeds", "0", "--records", "x"],
-        ["pretrain", str(SMOKE), "{backbone: {pretrain: null}}"],
-    ],
-)
-def test_mistakes_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_say_which_why_where_and_what_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "logs/smoke/train/rte/lora/2/seed1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("10:00:00 ERROR x: rte/lora/2/seed1 failed: RuntimeError: out of memory\nTraceback ...\n  ...\n")
+    assert main(["failures", str(SMOKE)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == [
+        "1 run failed:",
+        "  rte/lora/2/seed1: RuntimeError: out of memory",
+        "    log: logs/smoke/train/rte/lora/2/seed1.log",
+    ]
+    assert said[3] == "41 others are not trained yet."
+    assert f"increlora run {SMOKE} --task rte --method lora --budget 2 --seed 1" in said[4]
+    log.write_text("")
+    assert main(["failures", str(SMOKE)]) == 0
+    assert capsys.readouterr().out.startswith("42 runs are not finished; no run failed by itself")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    assert re.fullmatch(r"increlora \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+MISTAKES: list[tuple[list[str], str]] = [
+    (["verify", "no/such/file.yaml"], "no/such/file.yaml: cannot be read (No such file or directory)"),
+    (["verify", "x" * 300], "cannot be read (File name too long)"),
+    (["verify", str(SMOKE), "--records", "no/such/folder"], "--records: got 'no/such/folder': no such folder"),
+    (["show", str(SMOKE), "--records", "no/such/folder"], "--records: got 'no/such/folder': no such folder"),
+    (["show", str(SMOKE), "--only", "tabel1"], "--only: 'tabel1' is unknown (did you mean 'table1'?)"),
+    (["verify", str(SMOKE), "{seeds: [1, 1]}"], "seeds: 1 is given more than once; each may occur once"),
+    (["verify", str(SMOKE), "{seeds: [1], seeds: [2]}"], "'seeds' is given twice"),
+    (["verify", str(SMOKE), "{study: %s}" % ("x" * 300)], "study: got 'xxx"),
+    (["verify", "{latin1}"], "is not UTF-8 text (byte 9)"),
+    (["check", str(SMOKE), "{backbone: {pretrain: null, path: {broken}}}"], "broken/config.json is not JSON"),
+    (["check", str(SMOKE), "{backbone: {pretrain: null, path: {list}}}"], "list/config.json must hold a JSON object"),
+    (["train", "--settings", "{}"], "train: is gone; use `increlora run"),
+    (["pretrain", str(SMOKE), "{backbone: {pretrain: null}}"], "backbone.pretrain: is not set"),
+    (["pretrain", "--settings", "{"], "--settings: is not valid JSON"),
+    (["pretrain", "--settings", "[]"], "--settings: must be a JSON object, not list"),
+    (
+        ["pretrain", "--settings", '{"stepz": 1}', "--out", "x"],
+        "--settings: 'stepz' is unknown (did you mean 'steps'?)",
+    ),
+    (["pretrain", "--settings", "{}"], "--out: is required together with --settings"),
+    (["corpus", "{file}"], "a_file"),
+    (["corpus", "x", "--seed", "-1"], "--seed.0: got '-1'"),
+    (["schema", "--out", "/nowhere/x"], "/nowhere/x: No such file or directory"),
+    (["plan", str(SMOKE), "--csv", "{file}/plan.csv"], "a_file"),
+    (["tables", str(SMOKE), "--out", "{file}/out"], "a_file"),
+    (["published", "--out", "{file}/out"], "a_file"),
+    (["run", str(SMOKE), "--budget", "99"], "--budget: '99' is unknown; allowed: 2, 3, 4, 8, all"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(one[0])[:60] for one in MISTAKES])
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"{file}": tmp_path / "a_file", "{latin1}": tmp_path / "latin1.yaml"}
+    places["{file}"].write_text("")
+    places["{latin1}"].write_bytes(b"study: caf\xe9"[:9] + b"\xe9")
+    for name, content in (("broken", "{"), ("list", "[]")):
+        places[f"{{{name}}}"] = tmp_path / name
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+    for name, place in places.items():
+        arguments = [argument.replace(name, str(place)) for argument in arguments]
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
+    assert message in error
     assert error.count("\n") == 1
 
 
@@ -163,12 +244,13 @@ def test_a_finished_run_is_not_that_of_other_local_data(
     from increlora.glue.loading import load_task
 
     local = {"source": "local", "path": str(glue_folder)}
-    settings = load_study(SMOKE, {"data": local}).settings("rte", "lora", 2, 0)
+    settings = run_settings(load_study(SMOKE, {"data": local}), Cell("rte", "lora", 2), 0)
     content = load_task("rte", **settings.data.model_dump()).fingerprint
     arguments = ["run", str(SMOKE), json.dumps({"data": local}), "--task", "rte", "--method", "lora", "--budget", "2"]
     for fingerprint, code in ((content, 0), ("0" * 16, 1)):
-        provenance = {"data": {"fingerprint": fingerprint}, "backbone": {"fingerprint": None}}
-        Store().put({**fake_record(settings), "provenance": provenance})
+        rows = fake_record(settings).provenance.data.rows
+        data = {"source": "local", "fingerprint": fingerprint, "rows": rows}
+        Store().put(fake_record(settings, provenance={"data": data}))
         assert main([*arguments, "--seed", "0", "--records", str(tmp_path)]) == code
     assert not trainer.trained
     assert "is not what the finished run of these settings used" in caplog.text
@@ -177,7 +259,7 @@ def test_a_finished_run_is_not_that_of_other_local_data(
 
 def test_adopt_and_schema(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path)
-    assert main(["store", "adopt", str(tmp_path)]) == 0
+    assert main(["store", "adopt", str(tmp_path / "smoke")]) == 0
     assert "0 finished runs" in capsys.readouterr().out
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "Study"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from increlora.methods.registry import METHODS
-from increlora.study.config import load_study
+from increlora.study.load import load_study
+from increlora.study.settings import all_runs
 from increlora.training.record import read_record
 from tests.study_helpers import SMOKE
 from tests.test_workflow import copy
@@ -42,7 +43,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_every_run_has_a_valid_record(done: Path) -> None:
     study = load_study(SMOKE)
-    for settings in study.runs():
+    for settings in all_runs(study):
         record = read_record(settings.record_path(done / "results/runs"))
         assert record.run.digest == settings.digest
         if METHODS[settings.kind].allocates:
@@ -56,7 +57,7 @@ def test_every_table_and_figure_is_there(done: Path) -> None:
     for name in ("table1", "table2", "table3", "cost"):
         for suffix in ("csv", "md", "tex"):
             assert (done / f"results/smoke_{name}.{suffix}").stat().st_size > 100
-    for name in ("figure4", "figure5", "figure6", "growth"):
+    for name in ("figure4", "figure5", "figure6", "rank_growth"):
         for suffix in ("png", "pdf", "csv"):
             assert (done / f"figures/smoke_{name}.{suffix}").stat().st_size > 100
     with (done / "results/smoke_table1.csv").open() as file:

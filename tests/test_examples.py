@@ -13,7 +13,7 @@ import pytest
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
-from increlora import find_tuner
+from increlora import find_allocator
 from tests.conftest import TARGETS
 from tests.study_helpers import ROOT
 
@@ -58,4 +58,4 @@ def test_readme(tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     loader = DataLoader(rows, batch_size=8, collate_fn=default_data_collator)
     names["batches"] = (batch for _ in range(15) for batch in loader)
     exec(in_a_loop, names)
-    assert find_tuner(names["model"]).growth["default"].finished
+    assert find_allocator(names["model"]).finished

@@ -15,17 +15,12 @@ from tests.study_helpers import ROOT
 
 pytestmark = pytest.mark.workflow
 
-CONFIGS_ARE_STORED = pytest.mark.xfail(
-    strict=True,
-    reason="configuration files are inputs of a job and looked for in the default storage: mark them local()",
-)
-
 
 @pytest.mark.parametrize(
     ("profile", "plugin"),
     [
         ("slurm", "snakemake_executor_plugin_slurm"),
-        pytest.param("kubernetes", "snakemake_executor_plugin_kubernetes", marks=CONFIGS_ARE_STORED),
+        ("kubernetes", "snakemake_executor_plugin_kubernetes"),
     ],
 )
 def test_a_dry_run_of_the_paper(profile: str, plugin: str, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from increlora.glue.tasks import TASKS
-from increlora.study.config import load_study
+from increlora.study.cells import Cell
+from increlora.study.load import load_study
+from increlora.study.settings import run_settings
 from increlora.training import record as records
 from increlora.training.record import Record, RecordError, is_finished, read_record, state, write_record
 from increlora.training.settings import RunSettings, Training
@@ -22,7 +24,7 @@ COMMITTED = sorted((ROOT / "results/runs").rglob("seed*.json"))
 
 @pytest.fixture
 def settings() -> RunSettings:
-    return load_study(SMOKE).settings("rte", "increlora", 2, 0)
+    return run_settings(load_study(SMOKE), Cell("rte", "increlora", 2), 0)
 
 
 def test_every_committed_record_is_valid_and_is_written_to_the_same_bytes(tmp_path: Path) -> None:
@@ -131,9 +133,9 @@ def test_a_new_protocol_of_a_method_is_one_of_its_runs_alone(
     from increlora.methods import registry
 
     study = load_study(SMOKE)
-    before = {method: study.settings("rte", method, 2, 0).digest for method in ("increlora", "lora")}
+    before = {method: run_settings(study, Cell("rte", method, 2), 0).digest for method in ("increlora", "lora")}
     monkeypatch.setitem(registry.METHODS, "lora", replace(registry.METHODS["lora"], protocol=2))
-    after = {method: study.settings("rte", method, 2, 0).digest for method in before}
+    after = {method: run_settings(study, Cell("rte", method, 2), 0).digest for method in before}
     assert after["increlora"] == before["increlora"]
     assert after["lora"] != before["lora"]
 

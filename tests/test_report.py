@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -14,13 +15,14 @@ import pytest
 from increlora.errors import ConfigError
 from increlora.glue.tasks import TASKS
 from increlora.report import figures, frame, published, statistics, tables
-from increlora.report.layout import Cell, Column, Grid, Table, count, fixed
-from increlora.report.modules import locate
-from increlora.report.render import latex, latex_escape, markdown, terminal
-from increlora.report.results import Results
-from increlora.report.show import show
-from increlora.report.summary import Scores
+from increlora.report.render import Column, Entry, Grid, Table, count, fixed, latex, latex_escape, markdown, terminal
+from increlora.report.results import Results, Scores
+from increlora.report.tables import show
+from increlora.study.cells import Cell
 from increlora.study.config import Study
+from increlora.study.load import load_study
+from increlora.study.settings import all_runs, run_settings
+from increlora.training.record import Record, RecordError, write_record
 from increlora.training.settings import RunSettings
 
 LAYERS = 2
@@ -75,10 +77,10 @@ def make_study(backbone: str = "tiny", source: str = "builtin", **changes: Any) 
             "figure4": {"tasks": ["rte", "stsb"], "methods": ["increlora", "lora"], "budgets": [2, 4]},
             "figure5": {"task": "rte", "budget": 2, "with_advance": "orth_advance", "without_advance": "orth"},
             "figure6": {"task": "sst2", "budget": 2, "methods": ["adalora", "increlora"]},
-            "growth": {"task": "sst2", "budget": 2, "method": "increlora"},
+            "rank_growth": {"task": "sst2", "budget": 2, "method": "increlora"},
         },
     }
-    return Study.from_dict({**config, **changes})
+    return load_study({**config, **changes})
 
 
 def make_record(settings: RunSettings) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def make_record(settings: RunSettings) -> dict[str, Any]:
     task = TASKS[settings.task]
     metrics = {key: float(rng.uniform(0.6, 0.95)) for key in task.metrics}
     last = {key: value - 0.01 for key, value in metrics.items()}
+    predictions = {split: [0] for split in task.eval_splits}
     low_rank = settings.kind not in ("full_ft", "hadapter")
     trainable = PER_RANK * settings.budget if settings.budget else TOTAL
     allocation = None
@@ -111,7 +114,8 @@ def make_record(settings: RunSettings) -> dict[str, Any]:
 
     def scored(values: dict[str, float], step: int) -> dict[str, Any]:
         total_rank = allocation["total_rank"] if allocation else None
-        return {"step": step, "epoch": 1.0, "score": task.score(values), "metrics": values, "total_rank": total_rank}
+        score = {"epoch": 1.0, "train_loss": None, "score": task.score(values), "metrics": values}
+        return {"step": step, **score, "total_rank": total_rank, "trainable": trainable}
 
     names = settings.model_dump(mode="json")
     counted = 0 if settings.kind == "full_ft" else HEAD
@@ -120,25 +124,30 @@ def make_record(settings: RunSettings) -> dict[str, Any]:
             **{key: names[key] for key in ("study", "task", "method", "kind", "budget", "seed", "protocol")},
             **{"digest": settings.digest, "status": "completed", "reason": None, "settings": names},
         },
-        "score": {"best": scored(metrics, 10), "last": scored(last, 20), "baseline": 50.0, "history": []},
+        "score": {
+            **{"best": scored(metrics, 10), "last": scored(last, 20), "baseline": 50.0, "history": []},
+            "predictions": {"best": predictions, "last": predictions},
+        },
         "parameters": {"trainable": trainable, "head": HEAD, "total": TOTAL, "budget": trainable, "deviation": 0.0},
         "cost": {
             **{"wall_seconds": 2.0, "train_seconds": 1.0, "step_ms": 10.0 + 5 * (settings.kind == "increlora")},
             **{"peak_memory_mb": 100.0, "optimizer_state": 2 * (trainable + counted), "peak_trainable": trainable},
-            **{"device": "cpu", "threads": 1, "steps": 20, "examples": 100},
+            **{"device": "cpu", "threads": 1, "processes": 1, "steps": 20, "examples": 100},
         },
         "allocation": allocation,
-        "provenance": {"commit": None},
+        "provenance": {
+            **{"versions": {}, "commit": None, "dirty": None, "started": "", "finished": ""},
+            "data": {"source": "builtin", "fingerprint": "0", "rows": dict.fromkeys(predictions, 1)},
+            "backbone": {"name": "tiny", "fingerprint": None},
+        },
     }
 
 
 def write(study: Study, root: Path, change: Any = lambda settings, record: record) -> None:
-    for settings in study.runs():
+    for settings in all_runs(study):
         record = change(settings, make_record(settings))
         if record is not None:
-            path = settings.record_path(root)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(record))
+            write_record(settings.record_path(root), Record.model_validate(record))
 
 
 def is_run(settings: RunSettings, task: str, method: str, budget: int | None, seed: int) -> bool:
@@ -184,7 +193,8 @@ def table1(out: Path) -> pd.DataFrame:
 def expected(study: Study, task: str, method: str, budget: int | None, keys: tuple[str, ...]) -> np.ndarray:
     """Values per seed straight from the records, in percent."""
     found = [
-        make_record(study.settings(task, method, budget, seed))["score"]["best"]["metrics"] for seed in study.seeds
+        make_record(run_settings(study, Cell(task, method, budget), seed))["score"]["best"]["metrics"]
+        for seed in study.seeds
     ]
     return np.array([100 * np.mean([metrics[key] for key in keys]) for metrics in found])
 
@@ -207,12 +217,31 @@ def test_one_seed_has_no_spread() -> None:
     assert statistics.estimate([]) == statistics.Estimate(0)
 
 
-def test_bootstrap_keeps_the_tasks_apart() -> None:
-    narrow = statistics.stratified_bootstrap([[50.0, 51.0, 52.0], [90.0, 91.0, 92.0]])
-    assert narrow is not None
-    assert 70.0 <= narrow[0] < 71.0 < narrow[1] <= 72.0  # tasks differ by 40, seeds by 2
-    assert narrow == statistics.stratified_bootstrap([[50.0, 51.0, 52.0], [90.0, 91.0, 92.0]])
-    assert statistics.stratified_bootstrap([[50.0, 51.0], [90.0]]) is None
+def test_the_interval_of_a_mean_over_tasks_keeps_the_tasks_apart() -> None:
+    low, high = statistics.mean_interval([[50.0, 51.0, 52.0], [90.0, 91.0, 92.0]]) or (0, 0)
+    half = 2.7764451051977987 * np.sqrt(2 / 3) / 2  # equal variances: 2 + 2 degrees of freedom
+    assert (low, high) == pytest.approx((71 - half, 71 + half))
+    # one task without any spread leaves the degrees of freedom of the other
+    low, high = statistics.mean_interval([[50.0, 50.0, 50.0], [90.0, 91.0, 92.0]]) or (0, 0)
+    half = 4.302652729911275 * np.sqrt(1 / 3) / 2
+    assert (low, high) == pytest.approx((70.5 - half, 70.5 + half))
+    assert statistics.mean_interval([[50.0, 51.0], [90.0]]) is None
+    assert statistics.mean_interval([[50.0, 50.0], [90.0, 90.0]]) == (70.0, 70.0)
+
+
+def test_the_interval_of_a_mean_over_tasks_covers() -> None:
+    """Three seeds of normal noise on tasks of very different spread: about 95 % of the intervals hold the truth."""
+    random, truth, spread = np.random.default_rng(0), np.array([50.0, 70.0, 90.0]), np.array([[1.0], [2.0], [6.0]])
+    held = 0
+    for _ in range(1000):
+        low, high = statistics.mean_interval(list(truth[:, None] + spread * random.normal(size=(3, 3)))) or (0, 0)
+        held += low <= truth.mean() <= high
+    assert 930 <= held <= 985
+
+
+def test_ratios_have_a_geometric_mean() -> None:
+    assert statistics.geometric_mean([2.0, 0.5, None, 8.0]) == pytest.approx(2.0)
+    assert statistics.geometric_mean([None]) is None
 
 
 # ---------------------------------------------------------------- records and frame
@@ -220,7 +249,7 @@ def test_bootstrap_keeps_the_tasks_apart() -> None:
 
 def test_frame_has_a_row_per_run_checkpoint_and_metric(study: Study, records: Path) -> None:
     data = frame.load(records, study)
-    assert len(data) == sum(2 * (len(TASKS[s.task].metrics) + 1) for s in study.runs())
+    assert len(data) == sum(2 * (len(TASKS[s.task].metrics) + 1) for s in all_runs(study))
     row = data[(data.task == "rte") & (data.method == "lora") & (data.budget == 2) & (data.metric == "accuracy")]
     assert row[row.checkpoint == "best"].value.tolist() == pytest.approx(
         expected(study, "rte", "lora", 2, ("accuracy",)).tolist()
@@ -233,21 +262,21 @@ def test_frame_has_a_row_per_run_checkpoint_and_metric(study: Study, records: Pa
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda record: "{", "not JSON"),
-        (lambda record: json.dumps({**record, "cost": None}), "block 'cost'"),
-        (lambda record: json.dumps({**record, "run": {**record["run"], "status": "fine"}}), "run.status 'fine'"),
-        (lambda record: json.dumps({**record, "run": {**record["run"], "seed": 7}}), "seed7"),
-        (lambda record: json.dumps({**record, "score": {"best": {"metrics": {}}}}), "score.best.metrics.accuracy"),
+        (lambda record: "{", "not a valid record"),
+        (lambda record: json.dumps({**record, "cost": None}), "cost"),
+        (lambda record: json.dumps({**record, "run": {**record["run"], "status": "fine"}}), "run.status"),
+        (lambda record: json.dumps(make_record(run_settings(make_study(), Cell("rte", "lora", 2), 1))), "seed1"),
+        (lambda record: json.dumps(record).replace('"accuracy": 0.', '"accuracy": 9.'), "accuracy"),
     ],
 )
 def test_malformed_record_is_an_error_that_names_the_file(
     study: Study, tmp_path: Path, damage: Any, message: str
 ) -> None:
-    settings = study.settings("rte", "lora", 2, 0)
+    settings = run_settings(study, Cell("rte", "lora", 2), 0)
     path = settings.record_path(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_text(damage(make_record(settings)))
-    with pytest.raises(frame.RecordError, match=re.escape(message)) as error:
+    with pytest.raises(RecordError, match=re.escape(message)) as error:
         frame.load(tmp_path, study)
     assert str(path) in str(error.value)
 
@@ -259,7 +288,7 @@ def test_stale_records_and_foreign_seeds(study: Study, tmp_path: Path, caplog: p
     assert set(data.seed) == {0, 1}
     assert data.stale.all()
     assert "no such method or seed" in caplog.text
-    assert "made with other settings" in show(fewer, tmp_path, "table1", bold=False)
+    assert "made with other settings" in show(fewer, tmp_path, "table1")
 
 
 # ---------------------------------------------------------------- Table 1
@@ -344,10 +373,10 @@ def test_missing_partial_collapsed_and_diverged_are_said(study: Study, tmp_path:
             return None
         if is_run(settings, "mrpc", "lora", 2, 0):
             record["run"]["status"] = "collapsed"
-            record["score"]["best"]["metrics"] = {"accuracy": 0.684, "f1": 0.0}
+            record["score"]["best"] |= {"metrics": {"accuracy": 0.684, "f1": 0.0}, "score": 68.4}
         if is_run(settings, "qnli", "lora", 2, 2):
             record["run"]["status"] = "diverged"
-            record["score"]["best"] = record["score"]["last"] = None
+            record["score"] |= {"best": None, "last": None}
         return record
 
     write(study, tmp_path, change)
@@ -393,6 +422,68 @@ def test_header_says_how_the_table_was_made(study: Study, records: Path) -> None
     assert row["mean"] == pytest.approx(expected(study, "rte", "lora", 2, ("accuracy",)).mean() - 1)
 
 
+def test_a_ninth_task_adds_a_column_and_changes_no_other_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ninth = dataclasses.replace(TASKS["rte"], name="wnli", title="WNLI", in_all=False)
+    monkeypatch.setitem(TASKS, "wnli", ninth)  # type: ignore[arg-type]
+    rows = [{"method": "full_ft"}, {"method": "lora", "budgets": [4, 2]}]
+    wanted = {"rows": rows, "tasks": list(TASKS)}
+    nine = make_study(data={"source": "hub"}, artefacts={"table1": wanted})
+    eight = make_study(data={"source": "hub"}, artefacts={"table1": {**wanted, "tasks": list(TASKS)[:8]}})
+    write(nine, tmp_path)
+    before, after = (next(iter(tables.tables(Results(study, tmp_path)))) for study in (eight, nine))
+    columns = [(column.group, column.title) for column in after.grids[0].columns]
+    assert columns[-2:] == [("WNLI", "Acc"), ("", "All")]
+    same = after.tidy[after.tidy["task"] != "wnli"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(before.tidy, same)
+    assert same.published[same.column == "All"].tolist() == ["88.09", "88.34", "88.15"]
+    assert len(after.tidy) == len(same) + 3
+
+
+def test_published_values_are_a_table_of_their_own(study: Study, records: Path, tmp_path: Path) -> None:
+    """Beside measured values they stand only where backbone and data are the paper's."""
+
+    def headings(table: Table) -> set[str]:
+        return {column.title for grid in table.grids for column in grid.columns}
+
+    for table in tables.tables(Results(study, records)):
+        assert "published" not in headings(table)
+    paper = make_study(published.BACKBONE, "hub")
+    write(paper, tmp_path)
+    found = {table.name: headings(table) for table in tables.tables(Results(paper, tmp_path))}
+    assert "published" in found["fake_table2"] & found["fake_table3"]
+    text = markdown(tables.published_table())
+    for value in ("88.09", "96.26", "+1.81", "> 0, large", "Two values, Full FT, RTE: 83.75"):
+        assert value in text
+
+
+def test_selection_marks_the_trial_taken_and_the_edges(tmp_path: Path) -> None:
+    """LoRA's third rate is best at both budgets, and the last that was tried; the second seed decides nothing."""
+    grid = {
+        "choose": {"metric": "rte", "over": "budgets"},
+        "methods": {"lora": {"learning_rate": [1e-3, 2e-3, 4e-3]}, "increlora": {"learning_rate": [1e-3, 2e-3, 4e-3]}},
+    }
+    rows = [{"method": method, "budgets": [4, 2]} for method in ("lora", "increlora")]
+    study = make_study(grid=grid, artefacts={"table1": {"tasks": ["rte", "stsb"], "rows": rows}})
+    scores = {"lora_1": 0.5, "lora_2": 0.6, "lora_3": 0.7, "increlora_1": 0.5, "increlora_2": 0.9, "increlora_3": 0.7}
+
+    def change(settings: RunSettings, record: dict[str, Any]) -> dict[str, Any]:
+        if settings.task == "rte":
+            value = scores[settings.method] + (0.25 if (settings.method, settings.budget) == ("increlora_3", 4) else 0)
+            record["score"]["best"] |= {"metrics": {"accuracy": value}, "score": 100 * value}
+        return record
+
+    write(study, tmp_path, change)
+    table = {table.name: table for table in tables.tables(Results(study, tmp_path))}["fake_selection"]
+    rows_by = table.tidy.set_index("trial")
+    assert rows_by.index[rows_by["chosen"].notna()].tolist() == ["lora_3", "increlora_2"]
+    # IncreLoRA's last rate is not taken, but it is the best at one of the budgets
+    assert rows_by.index[rows_by["at_edge"].notna()].tolist() == ["lora_3", "increlora_3"]
+    assert "LoRA 4e-3 (learning_rate)" in " ".join(table.notes)
+    assert "the trial with the highest RTE, mean over the method's budgets" in " ".join(table.notes)
+
+
 # ---------------------------------------------------------------- Tables 2, 3 and cost
 
 
@@ -422,7 +513,7 @@ def test_a_pair_needs_both_seeds() -> None:
         for (method, seed), value in values.items()
         for metric in ("accuracy", "score")
     ]
-    found = Scores(pd.DataFrame(rows), (0, 1, 2), "best").difference("rte", ("adalora", 2), ("lora", 2))
+    found = Scores(pd.DataFrame(rows), (0, 1, 2), "best").difference(Cell("rte", "adalora", 2), Cell("rte", "lora", 2))
     assert (found.estimate.n, found.estimate.mean, found.estimate.sd) == (1, 2.0, None)
     assert found.missing == (0, 2)
 
@@ -439,8 +530,8 @@ def test_costs_beside_the_papers_formulas(out: Path) -> None:
     assert rows.paper_numbers[("increlora", 2)] == 3 * PER_RANK * 3
     assert rows.state_without_head[("lora", 2)] == 2 * PER_RANK * 2  # the head's moments are taken off
     assert rows.together[("lora", 2)] == rows.paper_numbers[("lora", 2)]
-    assert rows.step_to_lora[("increlora", 4)] == 1.5
-    assert rows.step_to_lora[("hadapter", 32)] == 1.0
+    assert rows.step_ratio[("increlora", 4)] == 1.5
+    assert rows.step_ratio[("hadapter", 32)] == 1.0
 
 
 def test_artefacts_that_are_left_out_are_skipped(records: Path, tmp_path: Path) -> None:
@@ -469,9 +560,11 @@ def test_latex_escapes_and_is_balanced(built: list[Path]) -> None:
 
 
 def test_markdown_escapes() -> None:
-    grid = Grid("a*b", (Column("x|y", left=True),), ((Cell("a|b"),), (Cell("<i>", "0.10", "†", bold=True),)))
+    grid = Grid("a*b", (Column("x|y", left=True),), ((Entry("a|b"),), (Entry("<i>", "0.10", "†", bold=True),)))
     text = markdown(Table("t", "T", (grid,), ("p < q",), pd.DataFrame(), {}))
-    assert "**a\\*b**\n\n| x\\|y |\n|:--|\n| a\\|b |\n| **\\<i>** ± 0.10 † |\n\n- p \\< q\n" in text
+    lines = [re.sub(r" +", " ", line) for line in text.splitlines()]
+    assert lines[2:4] == ["**a\\*b**", ""]
+    assert [lines[4], *lines[6:]] == ["| x\\|y |", "| a\\|b |", "| **\\<i>** ± 0.10 † |", "", "- p \\< q"]
 
 
 def test_numbers_as_printed() -> None:
@@ -494,7 +587,7 @@ def test_show_fits_the_terminal(study: Study, records: Path) -> None:
 
 def test_too_wide_a_grid_is_continued_below() -> None:
     columns = (Column("Method", left=True), *(Column(f"column {i}") for i in range(30)))
-    row = (Cell("name"), *(Cell("12.34", "0.56") for _ in range(30)))
+    row = (Entry("name"), *(Entry("12.34", "0.56") for _ in range(30)))
     table = Table("t", "Title", (Grid("caption", columns, (row,)),), (), pd.DataFrame(), {})
     lines = terminal(table, 80).splitlines()
     assert max(map(len, lines)) <= 80
@@ -505,36 +598,20 @@ def test_too_wide_a_grid_is_continued_below() -> None:
 # ---------------------------------------------------------------- figures
 
 
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [
-        ("deberta.encoder.layer.3.attention.self.query_proj", (3, "W_q")),
-        ("bert.encoder.layer.11.attention.self.key", (11, "W_k")),
-        ("base.layer.0.attention.self.value", (0, "W_v")),
-        ("deberta.encoder.layer.3.attention.output.dense", (3, "W_o")),
-        ("encoder.layer.2.intermediate.dense", (2, "W_f1")),
-        ("encoder.layer.2.output.dense", (2, "W_f2")),
-        ("pooler.dense", None),
-    ],
-)
-def test_module_names(name: str, place: tuple[int, str] | None) -> None:
-    assert locate(name) == place
-
-
 def test_figures_come_with_their_numbers(study: Study, built: list[Path], out: Path) -> None:
-    names = ("figure4", "figure5", "figure6", "growth")
+    names = ("figure4", "figure5", "figure6", "rank_growth")
     assert {f"fake_{n}.{suffix}" for n in names for suffix in ("csv", "png", "pdf")} <= {path.name for path in built}
     four = pd.read_csv(out / "fake_figure4.csv").set_index(["task", "method", "budget"])
     assert four["mean"]["rte", "lora", 2] == pytest.approx(expected(study, "rte", "lora", 2, ("accuracy",)).mean())
     six = pd.read_csv(out / "fake_figure6.csv").set_index(["method", "layer", "matrix"])
-    found = [make_record(study.settings("sst2", "increlora", 2, seed))["allocation"] for seed in study.seeds]
+    found = [make_record(run_settings(study, Cell("sst2", "increlora", 2), seed))["allocation"] for seed in study.seeds]
     ranks = [one["ranks"]["deberta.encoder.layer.1.output.dense"] for one in found]
     assert six["rank"]["increlora", 2, "W_f2"] == pytest.approx(np.mean(ranks), abs=1e-4)
     assert six.groupby("method")["rank"].sum().tolist() == pytest.approx([24.0, 24.0], abs=1e-2)
     five = pd.read_csv(out / "fake_figure5.csv")
     start = five[(five.factor == "A") & (five.step == 0) & (five.advance == "with")].iloc[0]
     assert (start["low"], start["high"]) == pytest.approx((10 / 3, 10.0))
-    growth = pd.read_csv(out / "fake_growth.csv").groupby("step")["rank"].sum()
+    growth = pd.read_csv(out / "fake_rank_growth.csv").groupby("step")["rank"].sum()
     assert growth.index.tolist() == [0, 10, 11, 12, 20]  # seeds grow at 10, 11 and 12; training ends at 20
     assert growth.tolist() == pytest.approx([12, 16, 20, 24, 24], abs=1e-2)
     pdf = (out / "fake_figure6.pdf").read_bytes()
@@ -545,9 +622,21 @@ def test_figures_come_with_their_numbers(study: Study, built: list[Path], out: P
 def test_figure_without_records_says_so(study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     built = figures.build(study, tmp_path / "none", tmp_path / "out")
     assert all(path.stat().st_size > 0 for path in built)
-    for name in ("figure4", "figure5", "figure6", "growth"):
+    for name in ("figure4", "figure5", "figure6", "rank_growth"):
         assert f"fake_{name}: no records for" in caplog.text
     assert tables.build(study, tmp_path / "none", tmp_path / "out")
+
+
+def test_titles_are_no_formulas(records: Path, tmp_path: Path) -> None:
+    """Matplotlib would take what stands between two dollar signs for a formula, LaTeX and Markdown have signs too."""
+    title = r"$x_$ \n {0} `b` | *c* <d> %"
+    methods = make_study().model_dump(mode="json", exclude_unset=True)["methods"]
+    methods["increlora"]["title"] = title
+    study = make_study(methods=methods)
+    assert figures.build(study, records, tmp_path)
+    assert title in show(study, records, "cost", width=300)
+    text = markdown(next(iter(tables.tables(Results(study, records)))))
+    assert r"$x_$ \\n {0} \`b\` \| \*c\* \<d> %" in text
 
 
 def test_figures_with_a_part_of_the_records(study: Study, tmp_path: Path) -> None:
@@ -571,9 +660,9 @@ def test_two_builds_are_the_same_bytes(study: Study, records: Path, built: list[
 
 def test_published_values_are_well_formed() -> None:
     for row in published.load():
-        assert row.kind in ("read", "inferred", "ordering")
+        assert row.kind in ("read", "inferred", "ordering", "unpublished")
         assert row.source.strip()
-        assert (row.number is None) == (row.kind == "ordering")
+        assert (row.number is None) == (row.kind in ("ordering", "unpublished"))
         if row.artefact == "table1":
             assert row.task == published.ALL or row.column in TASKS[row.task].columns
     assert len(published.find("table1", "lora", "0.3M", "qqp", "F1")) == 1

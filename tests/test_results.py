@@ -10,9 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from increlora.report import frame, tables
-from increlora.study.config import Study, load_study
-from increlora.study.expand import variant
+from increlora.report import figures, frame, tables
+from increlora.study import jobs
+from increlora.study.cells import kind_of
+from increlora.study.config import Study
+from increlora.study.load import load_study
+from increlora.study.plan import plan, write_csv
+from increlora.study.settings import all_runs
 from increlora.study.verify import verify
 from tests.study_helpers import ROOT
 
@@ -33,21 +37,43 @@ def study(request: pytest.FixtureRequest) -> Study:
 
 
 def test_records_belong_to_the_config(study: Study) -> None:
-    assert {finding.status for finding in verify(study, RECORDS)} == {"ok"}
+    assert {finding.state.status for finding in verify(study, RECORDS)} == {"ok"}
 
 
 def test_tables_come_from_the_records(study: Study, tmp_path: Path) -> None:
-    built = [frame.write_runs(RECORDS, study, tmp_path), *tables.build(study, RECORDS, tmp_path)]
-    assert len(built) > 4
-    for path in map(Path, built):
-        assert path.read_bytes() == (ROOT / "results" / path.name).read_bytes(), path.name
+    write_csv(plan(study), tmp_path / f"{study.study}_plan.csv")
+    frame.write_runs(RECORDS, study, tmp_path)
+    tables.build(study, RECORDS, tmp_path)
+    tables.published_table().write(tmp_path)
+    built = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(built) > 10
+    committed = {path.name: path.read_bytes() for path in (ROOT / "results").glob("*.*")}
+    assert {name for name in built if built[name] != committed.get(name)} == set()
+
+
+def test_numbers_of_figures_come_from_the_records(study: Study, tmp_path: Path) -> None:
+    for path in figures.build(study, RECORDS, tmp_path):
+        if path.suffix == ".csv":
+            assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes(), path.name
+        assert (ROOT / "figures" / path.name).exists()
+
+
+def test_no_table_or_figure_is_left_over() -> None:
+    """Everything committed belongs to a study of today."""
+    studies = [load_study(*files) for files in STUDIES.values()]
+    known = {f"{study.study}_{name}" for study in studies for name in ("plan", "runs")} | {"published"}
+    known |= {
+        Path(stem).name for study in studies for stem in (*jobs.tables(study).values(), *jobs.figures(study).values())
+    }
+    found = {path.stem for folder in ("results", "figures") for path in (ROOT / folder).glob("*.*")}
+    assert found == known
 
 
 def test_everything_learns_in_the_default_study() -> None:
     """Full fine-tuning beats the best constant answer by 15 points, every other method by 5, on every task."""
     study = load_study(DEFAULT)
     gains: dict[tuple[str, str, int | None], list[float]] = defaultdict(list)
-    for run in study.runs():
+    for run in all_runs(study):
         score = json.loads(run.record_path(RECORDS).read_text())["score"]
         gains[run.task, run.method, run.budget].append(score["best"]["score"] - score["baseline"])
     assert {len(seeds) for seeds in gains.values()} == {3}
@@ -56,17 +82,18 @@ def test_everything_learns_in_the_default_study() -> None:
     assert len({task for task, *_ in gains}) == 8
 
 
-def test_the_default_study_uses_the_best_trial_of_the_selection() -> None:
-    """Learning rate and alpha are those of the trial with the highest "All", mean over the method's budgets."""
-    shown, trials = load_study(DEFAULT), load_study(*STUDIES["selection"])
-    table = pd.read_csv(ROOT / "results/mini_selection_table1.csv")
-    scores = table[table["column"] == "All"].groupby("method")["mean"].mean()
-    for kind in {variant(trials, name).kind for name in scores.index}:
-        best = scores[[variant(trials, name).kind == kind for name in scores.index]].idxmax()
-        found = {
-            (run.training.learning_rate, run.options.get("lora_alpha")) for run in shown.runs() if run.method == kind
-        }
-        chosen = {
-            (run.training.learning_rate, run.options.get("lora_alpha")) for run in trials.runs() if run.method == best
-        }
-        assert found == chosen, (kind, best)
+def test_the_default_study_uses_the_trials_that_were_chosen() -> None:
+    """Learning rate and alpha of every method are those that the selection study's table marks."""
+    shown, selection = load_study(DEFAULT), load_study(*STUDIES["selection"])
+    table = pd.read_csv(ROOT / "results/mini_selection_selection.csv").set_index("trial")
+    assert selection.grid is not None
+    for origin in selection.grid.methods:
+        chosen = table[(table["method"] == origin) & table["chosen"].notna()]
+        assert len(chosen) == 1
+        rates, scales = (
+            {value(run) for run in all_runs(shown) if run.method == origin}
+            for value in (lambda run: run.training.learning_rate, lambda run: run.options.get("lora_alpha"))
+        )
+        assert rates == set(chosen["learning_rate"])
+        assert kind_of(selection, chosen.index[0]) == origin
+        assert scales == set(chosen["lora_alpha"].dropna()) or scales == {None}

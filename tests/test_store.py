@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from increlora.errors import ConfigError
-from increlora.study.config import load_study
+from increlora.study.cells import Cell
+from increlora.study.load import load_study
+from increlora.study.settings import run_settings
 from increlora.training import job
 from increlora.training.record import RecordError, read_record, write_record
 from increlora.training.settings import Data, RunSettings
@@ -19,7 +21,7 @@ from tests.study_helpers import SMOKE, fake_record
 
 @pytest.fixture
 def settings() -> RunSettings:
-    return load_study(SMOKE).settings("rte", "increlora", 2, 0)
+    return run_settings(load_study(SMOKE), Cell("rte", "increlora", 2), 0)
 
 
 def test_round_trip(tmp_path: Path, settings: RunSettings) -> None:
@@ -125,7 +127,7 @@ def test_a_broken_entry_counts_as_none(tmp_path: Path, settings: RunSettings) ->
 
 def test_ranks_come_only_from_the_run_that_was_meant(tmp_path: Path, settings: RunSettings) -> None:
     study = load_study(SMOKE)
-    starting = study.settings("rte", "svd_increlora", 2, 0)
+    starting = run_settings(study, Cell("rte", "svd_increlora", 2), 0)
     path = tmp_path / "seed0.json"
     with pytest.raises(ConfigError, match="not a record"):
         job.source_ranks(starting, path)
@@ -133,7 +135,7 @@ def test_ranks_come_only_from_the_run_that_was_meant(tmp_path: Path, settings: R
     assert job.source_ranks(starting, path) == {"module": 2}
     assert job.source_ranks(settings, None) is None
     with pytest.raises(ConfigError, match="train 'increlora' again"):
-        job.source_ranks(study.settings("rte", "svd_increlora", 2, 1), path)
+        job.source_ranks(run_settings(study, Cell("rte", "svd_increlora", 2), 1), path)
 
 
 def test_records_name_no_folder_of_this_machine(settings: RunSettings) -> None:

@@ -15,35 +15,50 @@ import pytest
 import yaml
 
 from increlora.errors import ConfigError, IncreLoraError
-from increlora.study.config import Study, load_study, merge, overrides
-from increlora.study.expand import artefact_cells, cell, cell_settings, sources, variant
+from increlora.study.cells import Cell, all_cells, artefact_cells, kind_of, make_cell, sources
+from increlora.study.config import Study
+from increlora.study.grid import best, trials
+from increlora.study.jobs import config_arguments
+from increlora.study.load import changes, load_study, merge, read_config
+from increlora.study.settings import all_runs, run_settings
 from increlora.study.verify import unexpected, verify
-from increlora.training.job import settings_of_seed
-from increlora.training.store import write_record
+from increlora.training.record import write_record
+from increlora.training.settings import RunSettings
 from tests.study_helpers import ROOT, SMOKE, fake_record
 
 LOW_RANK = ("lora", "adalora", "increlora")
 CONFIGS = sorted(path for path in (ROOT / "config").glob("*.yaml") if path.stem != "local")
 
 
+SELECTION = [ROOT / "config/config.yaml", ROOT / "config/overlays/selection.yaml"]
+
+
 def smoke(**changes: Any) -> Study:
     return load_study(SMOKE, changes)
+
+
+def settings_of(study: Study, method: str = "lora", task: str = "rte", seed: int = 0) -> RunSettings:
+    """Of a variant at rank 2."""
+    return run_settings(study, Cell(task, method, 2), seed)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_are_right_and_follow_the_schema(path: Path) -> None:
     study = load_study(path)
-    assert len({run.digest for run in study.runs()}) == len(study.runs()) == len(study.cells()) * len(study.seeds)
+    runs = all_runs(study)
+    assert len({run.digest for run in runs}) == len(runs) == len(all_cells(study)) * len(study.seeds)
     schema = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text())
     jsonschema.validate(json.loads(json.dumps(yaml.safe_load(path.read_text()))), schema)
 
 
 def test_settings_are_selected_on_other_data_with_as_many_trials_for_every_low_rank_method() -> None:
     shown = load_study(ROOT / "config/config.yaml")
-    trials = load_study(ROOT / "config/config.yaml", ROOT / "config/overlays/selection.yaml")
-    assert trials.data.seed != shown.data.seed and not {*trials.seeds} & {*shown.seeds}
-    assert trials.backbone == shown.backbone
-    tried = {(run.kind, run.method, run.training.learning_rate, run.options.get("lora_alpha")) for run in trials.runs()}
+    selection = load_study(*SELECTION)
+    assert selection.data.seed != shown.data.seed and not {*selection.seeds} & {*shown.seeds}
+    assert selection.backbone == shown.backbone
+    tried = {
+        (run.kind, run.method, run.training.learning_rate, run.options.get("lora_alpha")) for run in all_runs(selection)
+    }
     count = Counter(kind for kind, *_ in tried)
     assert count == dict.fromkeys(("full_ft", "bitfit", "hadapter", "padapter"), 4) | dict.fromkeys(LOW_RANK, 8)
     for kind in count:
@@ -63,7 +78,7 @@ def test_later_layers_win() -> None:
             tasks={"rte": {"training": {"learning_rate": 2e-1}}},
             methods={"lora": {"options": {"lora_alpha": 1}, **method}},
         )
-        run = study.settings("rte", "lora", 2, 0)
+        run = settings_of(study)
         return run.training.learning_rate, run.options["lora_alpha"]
 
     def layer(value: int) -> dict[str, Any]:
@@ -80,14 +95,14 @@ def test_later_layers_win() -> None:
 def test_child_wins_over_everything_it_inherits() -> None:
     on_task = {"rte": {"options": {"orth_reg_weight": 0.3}}}
     study = smoke(methods={"increlora": {"tasks": on_task}})
-    assert study.settings("rte", "increlora", 2, 0).options["orth_reg_weight"] == 0.3
-    assert study.settings("rte", "increlora_raw", 2, 0).options["orth_reg_weight"] == 0.0
-    assert variant(study, "increlora_orth").kind == "increlora"
+    assert settings_of(study, "increlora").options["orth_reg_weight"] == 0.3
+    assert settings_of(study, "increlora_raw").options["orth_reg_weight"] == 0.0
+    assert kind_of(study, "increlora_orth") == "increlora"
 
 
 def test_a_ratio_set_later_replaces_steps_set_earlier() -> None:
     study = smoke(methods={"lora": {"training": {"warmup_ratio": 0.5, "epochs": 2}}})
-    training = study.settings("rte", "lora", 2, 0).training
+    training = settings_of(study, "lora").training
     assert (training.warmup_steps, training.warmup_ratio) == (None, 0.5)
     assert (training.max_steps, training.epochs) == (None, 2)
 
@@ -95,13 +110,14 @@ def test_a_ratio_set_later_replaces_steps_set_earlier() -> None:
 def test_cells_are_unique_and_include_sources() -> None:
     study = smoke()
     shown = artefact_cells(study)
-    assert set().union(*shown.values()) == set(study.cells())
-    assert sum(map(len, shown.values())) > len(study.cells())
+    assert set().union(*shown.values()) == set(all_cells(study))
+    assert sum(map(len, shown.values())) > len(all_cells(study))
     alone = load_study(
         {**yaml.safe_load(SMOKE.read_text()), "artefacts": {}}, {"artefacts": _only_table3("svd_shuffled")}
     )
-    assert [one.method for one in alone.cells()] == ["increlora", "svd_shuffled"], "the source is trained as well"
-    assert sources(alone, alone.cells()[1]) == (alone.cells()[0],)
+    source, retrained = all_cells(alone)
+    assert (source.variant, retrained.variant) == ("increlora", "svd_shuffled"), "the source is trained as well"
+    assert sources(alone, retrained) == (source,)
 
 
 def _only_table3(*rows: str) -> dict[str, Any]:
@@ -110,12 +126,12 @@ def _only_table3(*rows: str) -> dict[str, Any]:
 
 def test_a_method_without_budget_has_none_in_a_table_at_one_budget() -> None:
     study = smoke(artefacts={"table2": {"rows": ["full_ft", "lora"]}})
-    assert cell(study, "rte", "full_ft", 2).budget is None
+    assert make_cell(study, "rte", "full_ft", 2).budget is None
 
 
 def test_a_change_of_the_source_is_a_change_of_the_run_that_starts_from_it() -> None:
     def digest(study: Study, method: str) -> str:
-        return study.settings("rte", method, 2, 0).digest
+        return settings_of(study, method).digest
 
     one, other = smoke(), smoke(methods={"increlora": {"training": {"learning_rate": 1e-4}}})
     assert digest(one, "svd_increlora") != digest(other, "svd_increlora")
@@ -123,19 +139,19 @@ def test_a_change_of_the_source_is_a_change_of_the_run_that_starts_from_it() -> 
 
 
 def test_paths_and_names_do_not_decide_a_run(tmp_path: Path) -> None:
-    one = smoke().settings("rte", "lora", 2, 0)
-    other = smoke(study="other").settings("rte", "lora", 2, 0)
+    one = settings_of(smoke())
+    other = settings_of(smoke(study="other"))
     assert one.digest == other.digest
     folders = {
-        smoke(
-            data={"source": "local", "path": str(folder)},
-            backbone={"pretrain": None, "path": str(folder)},
-        )
-        .settings("rte", "lora", 2, 0)
-        .digest
+        settings_of(
+            smoke(
+                data={"source": "local", "path": str(folder)},
+                backbone={"pretrain": None, "path": str(folder)},
+            )
+        ).digest
         for folder in map(_model_folder, (tmp_path / "here", tmp_path / "there"))
     }
-    hub = smoke(data={"source": "hub"}, backbone={"pretrain": None}).settings("rte", "lora", 2, 0).digest
+    hub = settings_of(smoke(data={"source": "hub"}, backbone={"pretrain": None})).digest
     assert folders == {hub}
     assert hub != one.digest
     assert one.backbone.path is not None
@@ -148,12 +164,58 @@ def _model_folder(folder: Path) -> Path:
     return folder
 
 
-def test_cell_settings_lead_back_to_each_run() -> None:
-    study = smoke()
-    for chosen in study.cells():
-        plain = json.loads(json.dumps(cell_settings(study, chosen)))
-        for seed in chosen.seeds:
-            assert settings_of_seed(plain, seed) == study.settings(chosen.task, chosen.method, chosen.budget, seed)
+def test_a_grid_becomes_trials() -> None:
+    rates, scales = [1e-3, 2e-3, 4e-3], [16, 32]
+    grid = {"methods": {"lora": {"learning_rate": rates, "lora_alpha": scales}}}
+    study = smoke(grid=grid, artefacts={"only": ["table1"]})
+    found = trials(study, "lora")
+    assert [trial.name for trial in found] == [f"lora_{i}_a{alpha}" for alpha in scales for i in (1, 2, 3)]
+    assert study.title("lora_2_a32") == "LoRA 2e-3 α 32"
+    run = settings_of(study, "lora_2_a32")
+    assert (run.kind, run.training.learning_rate, run.options["lora_alpha"]) == ("lora", 2e-3, 32)
+    assert [trial.at_edge for trial in found[:3]] == [("learning_rate",), (), ("learning_rate",)]
+    assert study.artefacts.table1 is not None
+    rows = [row.method for row in study.artefacts.table1.rows]
+    assert "lora" not in rows and rows[4:10] == [trial.name for trial in found]
+    assert {cell.variant for cell in all_cells(study)} >= {trial.name for trial in found}
+    # a trial is the run of the same settings under another name
+    same = smoke(methods={"lora": {"options": {"lora_alpha": 32}, "training": {"learning_rate": 2e-3}}})
+    assert settings_of(same).digest == run.digest
+
+
+def test_the_rule_of_choice_is_a_field() -> None:
+    scores: dict[str, dict[int | None, float]] = {"a": {8: 70.0, 2: 60.0}, "b": {8: 69.0, 2: 63.0}, "c": {8: 99.0}}
+    assert best(scores, "budgets") == {8: "b", 2: "b"}
+    assert best(scores, "each_budget") == {8: "a", 2: "b"}
+    assert best({}, "budgets") == {}
+
+
+def test_a_second_study_is_twenty_lines(tmp_path: Path) -> None:
+    text = """
+study: wide                     # LoRA and IncreLoRA on another draw of the corpus, with more room
+seeds: [0, 1]
+data: {seed: 7, train_rows: 2400}
+training: {batch_size: 32}
+methods:
+  lora_wide:
+    title: LoRA, alpha 32
+    extends: lora
+    options: {lora_alpha: 32}
+artefacts:
+  only: [table1, figure6]
+  table1:
+    tasks: [cola, rte]
+    rows:
+      - {method: lora, budgets: [8]}
+      - {method: lora_wide, budgets: [8]}
+      - {method: increlora, budgets: [8]}
+"""
+    assert len(text.strip().splitlines()) <= 20
+    (tmp_path / "wide.yaml").write_text(text)
+    study = load_study(ROOT / "config/config.yaml", tmp_path / "wide.yaml")
+    assert set(artefact_cells(study)) == {"table1", "figure6"}
+    assert len(artefact_cells(study)["table1"]) == 6
+    assert settings_of(study, "lora_wide").training.weight_decay == 0.01
 
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
@@ -183,14 +245,69 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"artefacts": {"figure4": {"tasks": ["cola"]}}}, "artefacts.figure4.tasks", "allowed: rte, stsb"),
     ({"artefacts": {"figure4": {"budgets": [2, 17]}}}, "artefacts.figure4.budgets", "from 1 to 16"),
     ({"artefacts": {"figure6": {"budget": 0}}}, "artefacts.figure6.budget", "got 0"),
+    ({"artefacts": {"growth": {"method": "lora"}}}, "artefacts", "`growth` is called `rank_growth` now"),
+    ({"artefacts": {"only": ["table9"]}}, "artefacts.only", "allowed: table1, table2"),
+    ({"execution": {"job": "cell"}}, "execution.job", "use 'run', or 'method'"),
+    (
+        {
+            "artefacts": {
+                "table1": {"rows": [{"method": "lora", "budgets": [2]}, {"method": "lora", "budgets": [3, 2]}]}
+            }
+        },
+        "artefacts.table1.rows.1",
+        "'lora' is given more than once at budget 2",
+    ),
+    ({"artefacts": {"table1": {"rows": [{"method": "bitfit"}] * 2}}}, "artefacts.table1.rows.1", "more than once"),
+    (
+        {"artefacts": {"figure5": {"with_advance": "increlora", "without_advance": "increlora"}}},
+        "artefacts.figure5",
+        "with itself",
+    ),
+    ({"methods": {"bitfit": {"budgets": {2: {}}}}}, "methods.bitfit.budgets", "has no budget"),
+    (
+        {"methods": {"bitfit": {"tasks": {"rte": {"budgets": {2: {}}}}}}},
+        "methods.bitfit.tasks.rte.budgets",
+        "no budget",
+    ),
+    ({"execution": {"gpu": True}}, "execution.gpu", "not true or false"),
+    ({"data": {"train_rows": True}}, "data.train_rows", "not true or false"),
+    ({"backbone": {"pretrain": {"steps": True}}}, "backbone.pretrain.steps", "not true or false"),
+    ({"methods": {"lora": {"options": {"lora_alpha": True}}}}, "methods.lora.options.lora_alpha", "not true or false"),
+    ({"methods": {"increlora": {"options": {"init_std": float("inf")}}}}, "methods.increlora.options", "finite number"),
+    ({"methods": {"lora": 3}}, "methods.lora", "must be a mapping of settings"),
+    ({"seeds": 3}, "seeds", "must be a list"),
+    ({"training": {"epochs": True}}, "training.epochs", "not true or false"),
+    ({"seeds": [True]}, "seeds", "not true or false"),
+    ({"training": {"epochs": float("inf")}}, "training.epochs", "finite"),
+    ({"training": {"weight_decay": float("nan")}}, "training.weight_decay", "nan"),
+    ({"training": {"max_grad_norm": float("inf")}}, "training.max_grad_norm", "finite"),
+    ({"data": {"train_rows": 100_000_000}}, "data.train_rows", "up to 100,000"),
+    ({"study": "x" * 300}, "study", "..."),
+    ({"backbone": {"name": "x$(id)"}}, "backbone.name", "x$(id)"),
+    ({"backbone": {"name": "a/../b"}}, "backbone.name", "a/../b"),
+    ({"backbone": {"target_modules": "("}}, "backbone.target_modules", "no regular expression"),
+    ({"methods": {"lora": {"title": "two\nlines"}}}, "methods.lora.title", "two"),
+    ({"grid": {"methods": {"lorra": {"learning_rate": [1]}}}}, "grid.methods", "did you mean 'lora'"),
+    ({"grid": {"methods": {"lora": {"learning_rate": []}}}}, "grid.methods.lora.learning_rate", "at least 1"),
+    ({"grid": {"methods": {"lora": {"learning_rate": [1, 1]}}}}, "grid.methods.lora.learning_rate", "more than once"),
+    (
+        {"grid": {"methods": {"lora": {"learning_rate": [-1]}}}},
+        "grid.methods.lora.training.learning_rate",
+        "greater than 0",
+    ),
+    (
+        {"grid": {"choose": {"metric": "colla"}, "methods": {}}},
+        "grid.choose.metric",
+        "allowed: rte, stsb",
+    ),
     (
         {"artefacts": {"table1": {"rows": [{"method": "lora"}]}}},
-        "artefacts.table1.rows[0].budgets",
+        "artefacts.table1.rows.0.budgets",
         "needs at least one",
     ),
     (
         {"artefacts": {"table1": {"rows": [{"method": "bitfit", "budgets": [2]}]}}},
-        "artefacts.table1.rows[0].budgets",
+        "artefacts.table1.rows.0.budgets",
         "[2]",
     ),
     ({"seeds": [-1]}, "seeds.0", "greater than or equal to 0"),
@@ -206,7 +323,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"artefacts": {"figure4": {"methods": ["full_ft"]}}}, "artefacts.figure4.methods", "has no budget"),
     ({"artefacts": {"figure5": {"with_advance": "lora"}}}, "artefacts.figure5.with_advance", "no factors"),
     ({"artefacts": {"figure6": {"methods": ["lora"]}}}, "artefacts.figure6.methods", "allowed: adalora, increlora,"),
-    ({"artefacts": {"growth": {"method": "svd_increlora"}}}, "artefacts.growth.method", "allocates no ranks"),
+    ({"artefacts": {"rank_growth": {"method": "svd_increlora"}}}, "artefacts.rank_growth.method", "allocates no ranks"),
     ({"backbone": {"pretrain": {"stepz": 1}}}, "backbone.pretrain", "did you mean 'steps'"),
     ({"backbone": {"pretrain": {"hidden_size": "x"}}}, "backbone.pretrain.hidden_size", "got 'x'"),
     ({"backbone": {"pretrain": {"num_heads": 3}}}, "backbone.pretrain", "multiple of num_heads 3"),
@@ -228,6 +345,37 @@ def test_mistakes_are_named(change: dict[str, Any], field: str, message: str) ->
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["$(id)", "`id`", "'; id; '", '"; id; "', "x\nid", "x; id", "{params}", "../x", "x y", "", "x" * 300]
+)
+def test_nothing_that_a_shell_or_a_path_would_act_upon_is_a_name(text: str) -> None:
+    for change in (
+        {"study": text},
+        {"backbone": {"name": text}},
+        {"tasks": {text: {}}},
+        {"methods": {text: {"kind": "lora"}}},
+        {"methods": {"lora": {"kind": text or "$"}}},
+        {"methods": {"lora": {"extends": text or "$"}}},
+        {"methods": {"lora": {"tasks": {text: {}}}}},
+        {"methods": {"svd_increlora": {"ranks_from": {"method": text}}}},
+        {"methods": {"hadapter": {"options": {"activation": text}}}},
+        {"backbone": {"pretrain": {"objective": text}}},
+        {"execution": {"job": text}},
+        {"report": {"checkpoint": text}},
+        {"data": {"source": text}},
+        {"training": {"precision": text}},
+        {"grid": {"choose": {"metric": text}, "methods": {}}},
+        {"grid": {"methods": {text: {"learning_rate": [1]}}}},
+        {"artefacts": {"only": [text]}},
+        {"artefacts": {"table1": {"tasks": [text]}}},
+        {"artefacts": {"table2": {"rows": [text]}}},
+        {"artefacts": {"rank_growth": {"task": text}}},
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_study(SMOKE, change)
+        assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+
+
 def test_missing_learning_rate_is_named() -> None:
     config = yaml.safe_load(SMOKE.read_text())
     del config["training"]["learning_rate"]
@@ -235,33 +383,94 @@ def test_missing_learning_rate_is_named() -> None:
         load_study(config)
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", None], ids=["broken", "list", "missing"])
-def test_unreadable_files_are_named(tmp_path: Path, text: str | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [", "is not valid YAML"),
+        (b"- 1", "must be a mapping of settings, not list"),
+        (None, "cannot be read (No such file"),
+        (b"study: \xff", "is not UTF-8 text (byte 7)"),
+        (b"study: a\nstudy: b\n", "'study' is given twice"),
+        (b"a: {b: 1, b: 2}", "'b' is given twice"),
+    ],
+    ids=["broken", "list", "missing", "bytes", "keys twice", "inner keys twice"],
+)
+def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "study.yaml"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ConfigError, match=r"study\.yaml"):
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"study\.yaml") as caught:
         load_study(path)
+    assert message in str(caught.value)
 
 
-def test_overrides_undo_merge() -> None:
+def test_merge_keys_of_yaml_are_no_repetition(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("a: &a {b: 1, c: 2}\nd: {<<: *a, c: 3}\n")
+    assert read_config(path)["d"] == {"b": 1, "c": 3}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", None], ids=["broken", "list", "missing"])
+def test_a_folder_that_is_no_model_is_named(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"backbone\.path: .*config\.json") as caught:
+        smoke(backbone={"pretrain": None, "path": str(tmp_path)})
+    assert "\n" not in str(caught.value)
+
+
+def test_changes_undo_merge() -> None:
     base, wanted = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 1, "c": 3}, "d": [1], "e": 4}
-    assert overrides(base, wanted) == {"a": {"c": 3}, "e": 4}
-    assert merge(base, overrides(base, wanted)) == wanted
+    assert changes(base, wanted) == {"a": {"c": 3}, "e": 4}
+    assert merge(base, changes(base, wanted)) == wanted
     assert load_study(SMOKE, "{seeds: [7]}").seeds == (7,)
 
 
+def test_what_snakemake_makes_of_the_command_line_is_typed_again(tmp_path: Path) -> None:
+    """Its --config turns numbers into text; a file's own text stays text."""
+    path = tmp_path / "study.yaml"
+    path.write_text("{title: '2', rate: 1e-3, budgets: {2: {a: 1}}}")
+    assert read_config(path) == {"title": "2", "rate": 1e-3, "budgets": {"2": {"a": 1}}}
+    unchanged = {"title": "2", "rate": "1e-3", "budgets": {2: {"a": 1}}}
+    assert config_arguments([path], unchanged) == [str(path)]
+    given = {**unchanged, "budgets": {2: {"a": 1}, "3": {"b": "0.5", "c": "true", "d": "null", "e": "[1]", "f": ["1"]}}}
+    *_, inline = config_arguments([path], given)
+    assert json.loads(inline) == {"budgets": {"3": {"b": 0.5, "c": True, "d": None, "e": "[1]", "f": [1]}}}
+
+
 def test_reading_a_study_imports_nothing_heavy() -> None:
-    heavy = ("torch", "transformers", "peft", "pandas", "datasets", "numpy")
+    heavy = ("torch", "transformers", "peft", "pandas", "datasets", "numpy", "scipy")
     code = f"""
 import sys
-from increlora.study.config import load_study
-from increlora.study import verify
-import increlora.cli, increlora.training.job
-load_study({str(SMOKE)!r}).runs()
+from increlora.study.load import load_study
+from increlora.study import jobs, verify
+import increlora.cli
+jobs.jobs(load_study({str(SMOKE)!r}))
 sys.exit(", ".join(name for name in {heavy} if name in sys.modules) or 0)"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_module_of_the_study_or_the_report_imports_in_a_circle() -> None:
+    import ast
+
+    def imported(path: Path) -> set[str]:
+        tree = ast.parse(path.read_text())
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+        plain = {f"{node.module}.{name.name}" for node in found for name in node.names}
+        return plain | {str(node.module) for node in found}
+
+    for room in ("study", "report"):
+        files = {f"increlora.{room}.{path.stem}": path for path in (ROOT / "increlora" / room).glob("[!_]*.py")}
+        graph = {name: imported(path) & set(files) for name, path in files.items()}
+        for name in graph:
+            seen, todo = set(), list(graph[name])
+            while todo:
+                seen.add(one := todo.pop())
+                todo += [other for other in graph[one] if other not in seen]
+            assert name not in seen, f"{name} imports itself by way of {sorted(seen)}"
+        if room == "study":
+            assert not any("increlora.report" in found for path in files.values() for found in imported(path))
 
 
 def test_plan_counts_runs_steps_and_parameters() -> None:
@@ -274,64 +483,62 @@ def test_plan_counts_runs_steps_and_parameters() -> None:
     assert rows["full_ft", None].parameters == 184_423_682
     assert rows["increlora", 2].runs == 40
     assert rows["increlora", 4].steps == 5 * (78 * 50 + 180 * 25)
-    assert rows["increlora", 2].artefacts == "table1 table2 table3 figure4 figure6 growth"
+    assert rows["increlora", 2].artefacts == "table1 table2 table3 figure4 figure6 rank_growth"
     assert as_text(list(rows.values())).count("\n") == len(rows) + 2
 
 
 def test_budgets_are_checked_on_the_real_shapes() -> None:
-    from increlora.study.plan import check
+    from increlora.study.budgets import check_budgets
 
-    check(smoke())
+    check_budgets(smoke())
     with pytest.raises(ConfigError, match=r"methods\.increlora\.options\.growth_end: .*rte/increlora/2"):
-        check(smoke(methods={"increlora": {"options": {"growth_end": 0.01}}}))
+        check_budgets(smoke(methods={"increlora": {"options": {"growth_end": 0.01}}}))
     with pytest.raises(ConfigError, match=r"methods\.full_ft\.training\.warmup_steps: 20 leave none of the 20"):
-        check(smoke(training={"warmup_steps": 20}))
+        check_budgets(smoke(training={"warmup_steps": 20}))
 
 
 def test_sequences_need_positions(tmp_path: Path) -> None:
-    from increlora.study.plan import check
+    from increlora.study.budgets import check_budgets
 
     shape = json.loads((ROOT / "increlora/study/shapes/sentence-transformers--all-MiniLM-L6-v2.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**shape, "max_position_embeddings": 64}))
     targets = r"bert\.encoder\.layer\.\d+\.attention\.self\.(query|key)"
     backbone = {"pretrain": None, "path": str(tmp_path), "target_modules": targets}
-    check(smoke(backbone=backbone))
+    check_budgets(smoke(backbone=backbone))
     with pytest.raises(ConfigError, match=r"training\.max_length: got 65; allowed: up to 64"):
-        check(smoke(backbone=backbone, training={"max_length": 65}))
+        check_budgets(smoke(backbone=backbone, training={"max_length": 65}))
 
 
 def test_local_data_are_read_before_anything_is_trained(tmp_path: Path, glue_folder: Path) -> None:
-    from increlora.study.plan import check
+    from increlora.study.budgets import check_budgets
 
     local = {"source": "local", "path": str(tmp_path / "glue"), "train_rows": None, "eval_rows": None}
     shutil.copytree(glue_folder, tmp_path / "glue")
     # the rows that are there decide about steps, not the official ones
     more = {"training": {"max_steps": None, "epochs": 1, "batch_size": 1200}, "data": local}
     with pytest.raises(ConfigError, match="warmup_steps: 2 leave none of the 1"):
-        check(smoke(**more))
+        check_budgets(smoke(**more))
     train = next((tmp_path / "glue").rglob("rte/train*.parquet"))
     train.write_bytes(train.read_bytes()[:1000])
     with pytest.raises(IncreLoraError, match=r"data of rte: .* could not be loaded \(Arrow"):
-        check(smoke(data=local))
+        check_budgets(smoke(data=local))
 
 
 def test_verify_tells_what_is_wrong_with_each_record(tmp_path: Path) -> None:
-    study = smoke(artefacts={"table1": {"tasks": ["rte"], "rows": [{"method": "lora", "budgets": [2]}]}})
-    study = study.model_copy(
-        update={"seeds": (0, 1, 2, 3, 4), "artefacts": study.artefacts.model_copy(update=_only_table1())}
-    )
-    ok, stale, protocol, unreadable, missing = study.runs()
-    other = smoke(training={"max_steps": 7}).settings("rte", "lora", 2, stale.seed)
+    table1 = {"tasks": ["rte"], "rows": [{"method": "lora", "budgets": [2]}]}
+    study = smoke(seeds=[0, 1, 2, 3, 4, 5], artefacts={"only": ["table1"], "table1": table1})
+    ok, stale, protocol, unreadable, edited, missing = all_runs(study)
+    other = settings_of(smoke(training={"max_steps": 7}), seed=stale.seed)
     for settings, stored in ((ok, ok), (stale, other), (protocol, protocol.model_copy(update={"protocol": 0}))):
         write_record(settings.record_path(tmp_path), fake_record(stored))
     unreadable.record_path(tmp_path).write_text('{"run": ')
+    text = (ok.record_path(tmp_path)).read_text().replace('"accuracy": 0.5', '"accuracy": 99.9')
+    edited.record_path(tmp_path).write_text(text)
     write_record(tmp_path / "smoke" / "rte" / "lora" / "2" / "seed9.json", fake_record(ok))
-    found = {finding.settings.seed: finding for finding in verify(study, tmp_path)}
-    assert [found[seed].status for seed in range(5)] == ["ok", "stale", "protocol", "unreadable", "missing"]
+    found = {finding.settings.seed: finding.state for finding in verify(study, tmp_path)}
+    expected = ["ok", "stale", "protocol", "unreadable", "unreadable", "missing"]
+    assert [found[seed].status for seed in range(6)] == expected
     assert found[1].detail == "training.max_steps: 7 -> 20"
-    assert missing.seed == 4
+    assert "accuracy is 99.9" in found[4].detail
+    assert missing.seed == 5
     assert [path.name for path in unexpected(study, tmp_path)] == ["seed9.json"]
-
-
-def _only_table1() -> dict[str, Any]:
-    return dict.fromkeys(("table2", "table3", "figure4", "figure5", "figure6", "growth"))

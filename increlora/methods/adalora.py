@@ -281,5 +281,10 @@ METHOD = Method(
     options=AdaLoraOptions,
     allocates=True,
     overhead=1.09,
-    paper_memory=PaperMemory("6mr", lambda m, r: 6 * m * r),  # started at twice the target rank
+    paper_memory=PaperMemory(
+        "6mr",
+        lambda m, r: 6 * m * r,
+        "6mr is pruning from twice the target rank; AdaLoRA as configured here may start elsewhere (1.5 times by "
+        "default).",
+    ),
 )

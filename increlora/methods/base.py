@@ -252,7 +252,10 @@ def target_shapes(model: nn.Module, target_modules: str) -> dict[str, tuple[int,
         if not pattern.fullmatch(name):
             continue
         if not isinstance(module, nn.Linear):
-            raise ConfigError("backbone.target_modules", f"matches {name}, a {type(module).__name__}, not a Linear")
+            raise ConfigError(
+                "backbone.target_modules",
+                f"matches {name or 'the model itself'}, a {type(module).__name__}, not a Linear",
+            )
         if f"{name}.".startswith(head):
             raise ConfigError("backbone.target_modules", f"matches {name} of the head, which trains in full")
         shapes[name] = (module.out_features, module.in_features)

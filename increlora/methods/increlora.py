@@ -247,7 +247,12 @@ METHOD = Method(
     options=IncreLoraOptions,
     allocates=True,
     overhead=1.09,
-    paper_memory=PaperMemory("3m(r+1)", lambda m, r: 3 * m * (r + 1)),
+    paper_memory=PaperMemory(
+        "3m(r+1)",
+        lambda m, r: 3 * m * (r + 1),
+        "Beside its active components and the reserve IncreLoRA keeps room for ranks to come, moments included: at low "
+        "ranks that is more than 3m(r+1).",
+    ),
     components=(
         Component("orth", "OR", "orthogonality regulariser", lambda options: options["orth_reg_weight"] != 0),
         Component("advance", "AL", "advance learning", lambda options: options["advance_learning"]),

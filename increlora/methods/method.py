@@ -10,19 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from increlora.errors import ConfigError, unknown
 from increlora.methods.ranks import Shapes
+from increlora.model import Block
 
 if TYPE_CHECKING:
     from increlora.methods.base import Adaptation, Setup
 
 
-class Options(BaseModel):
+class Options(Block):
     """Options of one method, what may stand under `methods.<variant>.options` in a config. Without fields: none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     def check(self, budget: int | None, recipe: Recipe, shapes: Shapes, field: str = "options") -> None:
         """Raise `ConfigError` if this budget cannot be had with this recipe on modules of these shapes.
@@ -98,6 +97,8 @@ class PaperMemory(NamedTuple):
     """In m, the numbers that one rank adds in every adapted matrix, and r, the average rank."""
     numbers: Callable[[float, int], float]
     """The formula as a function of m and r."""
+    note: str = ""
+    """Why measured numbers differ from it, for the table of costs."""
 
 
 class Component(NamedTuple):

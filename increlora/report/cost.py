@@ -1,132 +1,106 @@
 """What training costs: trainable numbers, optimizer state, memory and time, beside the paper's formulas.
 
-The paper counts, for m = numbers added by one rank in every adapted matrix and AdamW (a gradient and two moments each):
-3 m r for LoRA, 6 m r for pruning from twice the target rank, 3 m (r + 1) for IncreLoRA with its reserve.
+The formulas count, for m = numbers added by one rank in every adapted matrix, the parameters that train and AdamW's two
+moments of each; they stand with their methods in `increlora.methods`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from increlora.methods.registry import REFERENCE
 from increlora.report import statistics
-from increlora.report.layout import NOTHING, Cell, Column, Grid, Table, count, fixed
 from increlora.report.notes import header
+from increlora.report.render import NOTHING, Column, Entry, Grid, Table, count, fixed
 from increlora.report.results import Line, Results
-
-FORMULAS: dict[str, tuple[str, Callable[[float, int], float]]] = {
-    "lora": ("3mr", lambda m, r: 3 * m * r),
-    "adalora": ("6mr", lambda m, r: 6 * m * r),
-    "increlora": ("3m(r+1)", lambda m, r: 3 * m * (r + 1)),
-}
-"""Numbers kept for training by kind, as functions of m and the average rank."""
+from increlora.study.cells import all_cells, method_of
 
 COLUMNS = (
-    *(
-        "row",
-        "method",
-        "budget",
-        "runs",
-        "trainable",
-        "peak_trainable",
-        "optimizer_state",
-        "state_without_head",
-        "together",
-    ),
-    *("paper_formula", "paper_numbers", "peak_memory_mb", "peak_memory_to_lora", "step_ms", "step_to_lora"),
+    *("row", "method", "budget", "runs", "trainable", "peak_trainable", "optimizer_state", "state_without_head"),
+    *("together", "paper_formula", "paper_numbers", "peak_memory_mb", "peak_memory_ratio", "step_ms", "step_ratio"),
     *("train_seconds", "devices"),
 )
-_RATIOS = dict.fromkeys(("peak_memory_to_lora", "step_to_lora"), 3)
 DECIMALS = {
     **dict.fromkeys(("trainable", "peak_trainable", "optimizer_state", "state_without_head", "together"), 1),
-    **{"paper_numbers": 1, "peak_memory_mb": 1, "step_ms": 2, "train_seconds": 1, **_RATIOS},
+    **{"paper_numbers": 1, "peak_memory_mb": 1, "step_ms": 2, "train_seconds": 1},
+    **dict.fromkeys(("peak_memory_ratio", "step_ratio"), 3),
 }
+_TO = f"to {REFERENCE.title}"
+_HEADINGS = (
+    *(("", "#Params"), ("Trainable", "at peak"), ("Optimizer", "state"), ("Both", "together"), ("Paper", "formula")),
+    *(("Paper", "numbers"), ("Memory", "MiB"), ("Memory", _TO), ("Step", "ms"), ("Step", _TO)),
+)
 
 
 def cost_table(results: Results) -> Table:
     """Costs of every method and budget of Table 1, or of all runs in a study without it."""
     study = results.study
-    if wanted := study.artefacts.table1:
+    if wanted := study.artefacts.chosen.table1:
         tasks = wanted.tasks
         lines = results.lines((row.method, budget) for row in wanted.rows for budget in (row.budgets or (None,)))
     else:
-        tasks = tuple(dict.fromkeys(cell.task for cell in study.cells()))
-        lines = results.lines((cell.method, cell.budget) for cell in study.cells())
+        tasks = tuple(dict.fromkeys(cell.task for cell in all_cells(study)))
+        lines = results.lines((cell.variant, cell.budget) for cell in all_cells(study))
     lines = sorted(lines, key=lambda line: -1 if line.tier is None else line.tier)
     per_rank = _numbers_per_rank(results)
-    rows = [_row(results, tasks, line, _lora_beside(lines, line), per_rank) for line in lines]
+    rows = [_row(results, tasks, line, _reference(results, lines, line), per_rank) for line in lines]
     grid = Grid(
         f"Study {study.study}: cost of training, mean over tasks and seeds",
-        (
-            Column("Method", left=True),
-            Column("#Params"),
-            Column("at peak", "Trainable"),
-            Column("state", "Optimizer"),
-            Column("together", "Both"),
-            Column("formula", "Paper"),
-            Column("numbers", "Paper"),
-            Column("MiB", "Memory"),
-            Column("to LoRA", "Memory"),
-            Column("ms", "Step"),
-            Column("to LoRA", "Step"),
-        ),
-        tuple(_cells(row) for row in rows),
+        (Column("Method", left=True), *(Column(title, group) for group, title in _HEADINGS)),
+        tuple(map(_entries, rows)),
         frozenset(i for i in range(1, len(lines)) if lines[i].tier != lines[i - 1].tier),
     )
-    notes = [*header(results), *_notes(results, rows, per_rank)]
+    notes = (*header(results), *_notes(rows, per_rank))
     tidy = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"budget": "Int64"})
-    return Table(f"{study.study}_cost", "Cost of training", (grid,), tuple(notes), tidy, DECIMALS)
+    return Table(f"{study.study}_cost", "Cost of training", (grid,), notes, tidy, DECIMALS)
 
 
 def _numbers_per_rank(results: Results) -> float | None:
-    """m: the numbers that one rank in every module adds, from LoRA's records."""
+    """m: the numbers that one rank in every module adds, from the reference's records."""
     runs = results.runs
-    lora = runs[(runs["kind"] == "lora") & runs["budget"].notna() & runs["trainable"].notna()]
-    if lora.empty:
+    runs = runs[(runs["kind"] == REFERENCE.kind) & runs["budget"].notna() & runs["trainable"].notna()]
+    if runs.empty:
         return None
-    return float((lora["trainable"].astype(float) / lora["budget"].astype(float)).median())
+    return float((runs["trainable"].astype(float) / runs["budget"].astype(float)).median())
 
 
-def _lora_beside(lines: Sequence[Line], line: Line) -> Line | None:
-    """LoRA at the same budget; for a method without budgets, LoRA at the largest one."""
-    return next((other for other in lines if other.published_method == "lora" and other.tier == (line.tier or 0)), None)
+def _reference(results: Results, lines: Sequence[Line], line: Line) -> Line | None:
+    """The reference at the same budget; for a method without budgets, at the largest one."""
+    found = [one for one in lines if one.published_method == REFERENCE.kind and one.tier == (line.tier or 0)]
+    return found[0] if found else None
 
 
 def _row(
-    results: Results, tasks: Sequence[str], line: Line, lora: Line | None, per_rank: float | None
+    results: Results, tasks: Sequence[str], line: Line, reference: Line | None, per_rank: float | None
 ) -> dict[str, Any]:
-    def mean(column: str) -> float | None:
-        return results.mean_over_tasks(column, tasks, line.method, line.budget)
-
-    runs = results.select(tasks, line.method, line.budget)
-    peak, state, without_head = mean("peak_trainable"), mean("optimizer_state"), mean("state_without_head")
-    formula, numbers = FORMULAS.get(results.kind(line.method), (None, None))
-    paper = numbers(per_rank, line.budget) if numbers and per_rank is not None and line.budget is not None else None
+    names = ("trainable", "peak_trainable", "optimizer_state", "state_without_head")
+    means = {name: results.mean_over_tasks(name, tasks, line) for name in (*names, "peak_memory_mb", "step_ms")}
+    peak, state = means["peak_trainable"], means["state_without_head"]
+    runs = results.select(tasks, line.variant, line.budget)
+    paper = method_of(results.study, line.variant).paper_memory
+    numbers = paper.numbers(per_rank, line.budget) if paper and per_rank is not None and line.budget else None
     return {
-        **{"row": line.label, "method": line.method, "budget": line.budget, "runs": len(runs)},
-        **{"trainable": mean("trainable"), "peak_trainable": peak, "optimizer_state": state},
-        "state_without_head": without_head,
-        "together": None if peak is None or without_head is None else peak + without_head,
-        **{"paper_formula": formula, "paper_numbers": paper, "peak_memory_mb": mean("peak_memory_mb")},
-        "peak_memory_to_lora": _ratio(results, "peak_memory_mb", tasks, line, lora),
-        "step_ms": mean("step_ms"),
-        "step_to_lora": _ratio(results, "step_ms", tasks, line, lora),
-        "train_seconds": mean("train_seconds"),
+        **{"row": line.label, "method": line.variant, "budget": line.budget, "runs": len(runs), **means},
+        "together": None if peak is None or state is None else peak + state,
+        "paper_formula": paper.formula if paper else None,
+        "paper_note": paper.note if paper else "",
+        "paper_numbers": numbers,
+        "peak_memory_ratio": _ratio(results, "peak_memory_mb", tasks, line, reference),
+        "step_ratio": _ratio(results, "step_ms", tasks, line, reference),
+        "train_seconds": results.mean_over_tasks("train_seconds", tasks, line),
         "devices": "; ".join(_devices(runs)),
     }
 
 
-def _ratio(results: Results, column: str, tasks: Sequence[str], line: Line, lora: Line | None) -> float | None:
-    """Geometric mean over tasks of this row's value over LoRA's: tasks differ in length, ratios do not mind."""
-    if lora is None:
+def _ratio(results: Results, column: str, tasks: Sequence[str], line: Line, reference: Line | None) -> float | None:
+    """Geometric mean over tasks of this row's ratio to the reference; a task of long texts counts as much as others."""
+    if reference is None:
         return None
-    ratios = []
-    for task in tasks:
-        mine, its = (results.mean_over_tasks(column, [task], one.method, one.budget) for one in (line, lora))
-        ratios.append(mine / its if mine is not None and its else None)
-    return statistics.geometric_mean(ratios)
+    pairs = [[results.mean_over_tasks(column, [task], one) for one in (line, reference)] for task in tasks]
+    return statistics.geometric_mean(mine / its if mine is not None and its else None for mine, its in pairs)
 
 
 def _devices(runs: pd.DataFrame) -> list[str]:
@@ -138,38 +112,29 @@ def _devices(runs: pd.DataFrame) -> list[str]:
     return sorted(found)
 
 
-def _cells(row: dict[str, Any]) -> tuple[Cell, ...]:
-    def ratio(value: float | None) -> Cell:
-        return Cell(NOTHING if value is None else f"{value:.2f}×")
-
-    return (
-        Cell(row["row"]),
-        *(Cell(count(row[name])) for name in ("trainable", "peak_trainable", "state_without_head", "together")),
-        Cell(row["paper_formula"] or NOTHING),
-        Cell(count(row["paper_numbers"])),
-        Cell(fixed(row["peak_memory_mb"], 0)),
-        ratio(row["peak_memory_to_lora"]),
-        Cell(fixed(row["step_ms"], 1)),
-        ratio(row["step_to_lora"]),
-    )
+def _entries(row: dict[str, Any]) -> tuple[Entry, ...]:
+    counts = ("trainable", "peak_trainable", "state_without_head", "together")
+    texts = [row["row"], *(count(row[name]) for name in counts)]
+    texts += [row["paper_formula"] or NOTHING, count(row["paper_numbers"])]
+    for name, places, ratio_of in (("peak_memory_mb", 0, "peak_memory_ratio"), ("step_ms", 1, "step_ratio")):
+        ratio = row[ratio_of]
+        texts += [fixed(row[name], places), NOTHING if ratio is None else f"{ratio:.2f}×"]
+    return tuple(map(Entry, texts))
 
 
-def _notes(results: Results, rows: Sequence[dict[str, Any]], per_rank: float | None) -> list[str]:
+def _notes(rows: Sequence[dict[str, Any]], per_rank: float | None) -> list[str]:
+    with_m = "" if per_rank is None else f", with m = {per_rank:,.0f} numbers added by one rank in every matrix"
     notes = [
-        "Counts are numbers, not bytes, and leave out pooler and classifier and their two moments (Full FT counts "
-        "everything). At peak: the most parameters that had a gradient at once. Optimizer state: the most numbers that "
-        "it held. Memory: measured peak, frozen weights and activations included; on a GPU of the whole run, on a "
-        "CPU of all tensors in one step a quarter of the way through training.",
-        "Paper: numbers kept for training with AdamW by the paper's formulas"
-        + (
-            ""
-            if per_rank is None
-            else f", with m = {per_rank:,.0f} numbers added by one rank in every matrix of this backbone"
-        )
-        + ". 6mr is pruning from twice the target rank; AdaLoRA as configured here may start elsewhere (1.5 times by "
-        "default).",
-        "To LoRA: geometric mean over tasks of the ratio to LoRA at the same budget (methods without a budget: at the "
-        "largest one). Step: median time of an optimizer step of each run.",
+        "Counts are numbers, not bytes, and leave out pooler and classifier and their two moments (a method that "
+        "trains all weights counts them too). At peak: the most parameters that had a gradient at once. Optimizer "
+        "state: the most numbers that it held. Memory: measured peak, frozen weights and activations included; on a "
+        "GPU of the whole run, on a CPU of all tensors in one step a quarter of the way through training.",
+        f"Paper: numbers kept for training with AdamW by the paper's formulas{with_m}.",
+        *dict.fromkeys(row["paper_note"] for row in rows if row["paper_note"]),
+        f"{_TO[:1].upper()}{_TO[1:]}: geometric mean over tasks of the ratio at the same budget (methods without a "
+        "budget: at the largest one). Step: median time of an optimizer step of each run. What allocation adds to a "
+        "step, such as scores, masks and the regulariser, takes a fixed time per matrix: a large part of a step of a "
+        "small model on short texts, hardly any of one at the shape of a full-size encoder (benchmarks/results).",
     ]
     devices = sorted({device for row in rows for device in row["devices"].split("; ") if device})
     if devices:

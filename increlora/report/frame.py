@@ -1,7 +1,7 @@
 """Records on disk -> one tidy frame: a row per run, checkpoint and metric.
 
-A missing record is a missing row; a malformed one is an error that names the file. Records of methods or seeds that the
-study does not have (any more) are left out with a warning.
+A missing record is a missing row; a malformed one is an error that names the file. Records of variants or seeds that
+the study does not have (any more) are left out with a warning.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from increlora.errors import IncreLoraError
 from increlora.glue.tasks import TASKS
-from increlora.training import record as record_model
-from increlora.training.record import RecordError
-from increlora.training.settings import budget_label
-
-if TYPE_CHECKING:
-    from increlora.study.config import Study
+from increlora.study.cells import Cell
+from increlora.study.config import Study
+from increlora.study.settings import run_settings
+from increlora.training.record import Record, RecordError, read_record
 
 log = logging.getLogger(__name__)
 
@@ -37,62 +35,58 @@ COLUMNS = (
 )
 DECIMALS = {"value": 4, "deviation": 4, "peak_memory_mb": 1, "step_ms": 2, "train_seconds": 1, "wall_seconds": 1}
 
+Run = tuple[Cell, int]
+"""A run of a study: its cell and seed."""
+
 
 @dataclass(frozen=True)
 class Records:
-    """The records of a study by (task, method, budget, seed)."""
+    """The records of a study by run; the stale ones were made with other settings than the config's."""
 
-    by_run: Mapping[tuple[str, str, int | None, int], dict[str, Any]]
-    stale: frozenset[tuple[str, str, int | None, int]] = field(default_factory=frozenset)
+    by_run: Mapping[Run, Record]
+    stale: frozenset[Run] = field(default_factory=frozenset)
 
-    def get(self, task: str, method: str, budget: int | None, seed: int) -> dict[str, Any] | None:
-        return self.by_run.get((task, method, budget, seed))
+    def get(self, cell: Cell, seed: int) -> Record | None:
+        return self.by_run.get((cell, seed))
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """One record as plain data.
+def read_all(records_root: str | Path, study: Study) -> Records:
+    """Every record of the study, in the order of tasks, variants, budgets and seeds.
 
     Raises:
         RecordError: names the file and what is wrong with it.
     """
-    try:
-        record = record_model.read_record(path).model_dump(mode="json")
-    except RecordError as error:
-        raise RecordError(f"{path}: {error}; delete the file and run again to make it anew") from None
-    run = record["run"]
-    place = f"{run['study']}/{run['task']}/{run['method']}/{budget_label(run['budget'])}/seed{run['seed']}.json"
-    if not path.as_posix().endswith(place):
-        raise RecordError(f"{path}: the record is that of {place}; delete the file and run again to make it anew")
-    return record
-
-
-def read_all(records_root: str | Path, study: Study) -> Records:
-    """Every record of the study, in the order of tasks, methods, budgets and seeds."""
-    found: dict[tuple[str, str, int | None, int], dict[str, Any]] = {}
+    found: dict[Run, Record] = {}
     stale = set()
     for path in sorted(Path(records_root, study.study).glob("*/*/*/seed*.json")):
-        record = read_record(path)
-        run = record["run"]
-        if run["method"] not in study.methods or run["seed"] not in study.seeds:
+        try:
+            record = read_record(path)
+        except RecordError as error:
+            raise RecordError(f"{path}: {error}; delete the file and run again to make it anew") from None
+        run = record.run
+        if path != run.settings.record_path(records_root):
+            raise RecordError(f"{path}: the record is that of {run.settings.record_path(records_root)}")
+        if run.method not in study.methods or run.seed not in study.seeds:
             log.warning("%s: the study has no such method or seed; left out", path)
             continue
-        key = (run["task"], run["method"], run["budget"], run["seed"])
+        key = (Cell(run.task, run.method, run.budget), run.seed)
         found[key] = record
-        if run["digest"] != _digest(study, key):
+        if run.digest != _digest(study, key):
             log.warning("%s: made with other settings than the config's", path)
             stale.add(key)
-    tasks, methods = list(TASKS), list(study.methods)
+    tasks, variants = list(TASKS), list(study.methods)
 
-    def order(key: tuple[str, str, int | None, int]) -> tuple[int, int, int, int]:
-        return tasks.index(key[0]), methods.index(key[1]), -1 if key[2] is None else key[2], key[3]
+    def order(run: Run) -> tuple[int, int, int, int]:
+        cell, seed = run
+        return tasks.index(cell.task), variants.index(cell.variant), -1 if cell.budget is None else cell.budget, seed
 
     return Records({key: found[key] for key in sorted(found, key=order)}, frozenset(stale))
 
 
-def _digest(study: Study, key: tuple[str, str, int | None, int]) -> str | None:
+def _digest(study: Study, run: Run) -> str | None:
     """Digest that the config gives a run; None if the config no longer has it."""
     try:
-        return study.settings(*key).digest
+        return run_settings(study, *run).digest
     except (IncreLoraError, KeyError):
         return None
 
@@ -112,44 +106,41 @@ def load(records_root: str | Path, study: Study) -> pd.DataFrame:
 def to_frame(records: Records, study: Study) -> pd.DataFrame:
     """`load` for records that are read already."""
     rows = [
-        {**run, "checkpoint": checkpoint, **score}
+        {**about, "checkpoint": checkpoint, **score}
         for key, record in records.by_run.items()
-        for run in [_run_columns(record, study, key in records.stale)]
+        for about in [_about(record, study, key in records.stale)]
         for checkpoint in CHECKPOINTS
-        for score in _score_rows(record, checkpoint)
+        for score in _scores(record, checkpoint)
     ]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     whole = ["budget", "step", "total_rank", "trainable", "head", "total", "budget_parameters", "peak_trainable"]
     return frame.astype(dict.fromkeys([*whole, "optimizer_state", "threads", "seed"], "Int64") | {"value": float})
 
 
-def _run_columns(record: Mapping[str, Any], study: Study, stale: bool) -> dict[str, Any]:
-    run, parameters, cost = record["run"], record["parameters"], record["cost"]
+def _about(record: Record, study: Study, stale: bool) -> dict[str, Any]:
+    run, parameters, cost = record.run, record.parameters, record.cost
+    names = ("study", "task", "method", "kind", "budget", "seed", "status", "reason", "digest")
     return {
-        **{name: run.get(name) for name in ("study", "task", "method", "kind", "budget", "seed", "status", "reason")},
-        "title": study.title(run["method"]),
-        "digest": run["digest"],
-        "stale": stale,
-        **{name: parameters.get(name) for name in ("trainable", "head", "total", "deviation")},
-        "budget_parameters": parameters.get("budget"),
-        **{name: cost.get(name) for name in (*COST, "device", "threads")},
-        "commit": record["provenance"].get("commit"),
+        **{name: getattr(run, name) for name in names},
+        **{"title": study.title(run.method), "stale": stale},
+        **{name: getattr(parameters, name) for name in ("trainable", "head", "total", "deviation")},
+        "budget_parameters": parameters.budget,
+        **{name: getattr(cost, name) for name in (*COST, "device", "threads")},
+        "commit": record.provenance.commit,
     }
 
 
-def _score_rows(record: Mapping[str, Any], checkpoint: str) -> list[dict[str, Any]]:
-    task = TASKS[record["run"]["task"]]
-    entry = record["score"].get(checkpoint) or {}
-    metrics = entry.get("metrics") or {}
+def _scores(record: Record, checkpoint: str) -> list[dict[str, Any]]:
+    task, entry = TASKS[record.run.task], getattr(record.score, checkpoint)
+    metrics = entry.metrics if entry else {}
     values = {key: math.nan if metrics.get(key) is None else 100 * metrics[key] for key in task.metrics}
-    complete = all(metrics.get(key) is not None for key in task.metrics)
-    values["score"] = task.score(metrics) if complete else math.nan
-    common = {"step": entry.get("step"), "total_rank": entry.get("total_rank")}
+    values["score"] = task.score(metrics) if not any(map(math.isnan, values.values())) else math.nan
+    common = {"step": entry.step if entry else None, "total_rank": entry.total_rank if entry else None}
     return [{**common, "metric": metric, "value": value} for metric, value in values.items()]
 
 
 def write_csv(frame: pd.DataFrame, path: Path, decimals: Mapping[str, int]) -> Path:
-    """Write a frame with a fixed number of decimals per column, so that equal numbers give equal bytes."""
+    """Writes a frame with a fixed number of decimals per column, so that equal numbers give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = frame.copy()
     for name, places in decimals.items():
@@ -160,5 +151,5 @@ def write_csv(frame: pd.DataFrame, path: Path, decimals: Mapping[str, int]) -> P
 
 
 def write_runs(records_root: str | Path, study: Study, out_dir: str | Path) -> Path:
-    """`<study>_runs.csv`: the tidy frame."""
+    """``<study>_runs.csv``: the tidy frame."""
     return write_csv(load(records_root, study), Path(out_dir) / f"{study.study}_runs.csv", DECIMALS)

@@ -2,59 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from increlora.glue.tasks import TASKS
-from increlora.report.results import Line, Results
-from increlora.report.summary import Summary
+from increlora.methods.registry import METHODS
+from increlora.report.render import Entry, Grid, fixed
+from increlora.report.results import Line, Results, Summary
 
 _DATA = {"builtin": "the built-in GLUE-shaped corpus (not GLUE)", "hub": "{name}", "local": "a local copy of {name}"}
 _CHECKPOINT = {
-    "best": "best, the evaluation with the highest development score of each run (the same rule for every method; it "
-    "flatters all of them)",
+    "best": "best, the evaluation with the highest development score of each run. The same rule holds for every "
+    "method, but it flatters those whose scores vary more between evaluations",
     "last": "last, the evaluation at the end of training",
 }
-_REDUCTIONS = {
-    "mean": "mean of |ΔW · grad| over its entries (paper)",
-    "sum_sqrt": "sum of |ΔW · grad| over the root of the number of entries (authors' code)",
+_MARKS = {
+    "partial": ("†", "fewer seeds than planned"),
+    "collapsed": ("‡", "a run collapsed to constant predictions (its score is counted)"),
+    "diverged": ("§", "a run diverged (counted with its score from before, if it has one)"),
+    "stale": ("¶", "a record was made with other settings than the config's"),
 }
-_PRESETS = {"paper": "mean", "code": "sum_sqrt"}
 
 
 def header(results: Results) -> list[str]:
-    """Study, backbone, data, checkpoint rule, importance score of IncreLoRA, seeds."""
+    """Study, backbone, data, seeds, checkpoint rule, and what methods say about the options of their runs."""
     study = results.study
     data = _DATA[study.data.source].format(name=study.data.name)
     limits = [
-        f"{getattr(study.data, part)} {what} examples"
-        for part, what in (("train_rows", "training"), ("eval_rows", "evaluation"))
-        if getattr(study.data, part)
+        f"{rows} {what} examples"
+        for rows, what in ((study.data.train_rows, "training"), (study.data.eval_rows, "evaluation"))
+        if rows
     ]
     revision = f" at {study.backbone.revision}" if study.backbone.revision else ""
-    origin = ", pretrained by this study" if study.backbone.pretrain is not None else ""
-    lines = [
-        f"Study {study.study}. Backbone: {study.backbone.name}{revision}{origin}. Data: {data}"
+    made = ", pretrained by this study" if study.backbone.pretrain is not None else ""
+    options: dict[str, list[Mapping[str, Any]]] = {}
+    for record in results.records.by_run.values():
+        options.setdefault(record.run.kind, []).append(record.run.settings.options)
+    return [
+        f"Study {study.study}. Backbone: {study.backbone.name}{revision}{made}. Data: {data}"
         + (f", at most {' and '.join(limits)}" if limits else "")
         + f". Seeds: {', '.join(map(str, study.seeds))}.",
         f"Checkpoint: {_CHECKPOINT[study.report.checkpoint]}.",
+        *(method.note(options[kind]) for kind, method in METHODS.items() if method.note and kind in options),
     ]
-    return lines + _importance(results)
-
-
-def _importance(results: Results) -> list[str]:
-    """Which preset and importance score the records of IncreLoRA were made with."""
-    presets, reductions = set(), set()
-    for record in results.records.by_run.values():
-        run = record["run"]
-        if run["kind"] == "increlora":
-            options = (run.get("settings") or {}).get("options", {})
-            preset = options.get("preset", "paper")
-            presets.add(preset)
-            reductions.add(options.get("score_reduction") or _PRESETS.get(preset, "mean"))
-    if not presets:
-        return []
-    scores = " and ".join(_REDUCTIONS.get(name, name) for name in sorted(reductions))
-    return [f"IncreLoRA: preset {' and '.join(sorted(presets))}; importance score: {scores}."]
 
 
 def hindsight(results: Results, lines: Iterable[Line], tasks: Sequence[str]) -> list[str]:
@@ -62,44 +52,43 @@ def hindsight(results: Results, lines: Iterable[Line], tasks: Sequence[str]) -> 
     said = []
     for line in lines:
         early = whole = 0
-        for task in tasks:
-            for seed in results.study.seeds:
-                record = results.records.get(task, line.method, line.budget, seed)
-                allocation = (record or {}).get("allocation")
-                shown = ((record or {}).get("score", {}).get(results.study.report.checkpoint) or {}).get("total_rank")
-                if allocation and shown is not None:
-                    whole += 1
-                    early += shown != allocation["total_rank"]
+        for record in filter(None, (results.records.get(line.on(t), s) for t in tasks for s in results.study.seeds)):
+            shown = getattr(record.score, results.study.report.checkpoint)
+            if record.allocation and shown and shown.total_rank is not None:
+                whole += 1
+                early += shown.total_rank != record.allocation.total_rank
         if early:
-            said.append(
-                f"{line.label}: in {early} of {whole} runs the shown checkpoint is from before the final ranks."
-            )
+            said.append(f"{line.label}: in {early} of {whole} runs the checkpoint shown precedes the final ranks.")
     return said
 
 
-def missing(cells: Iterable[tuple[str, str, Summary]]) -> list[str]:
-    """Cells without any value, one line per row of the table."""
-    tasks, absent = _by_row((label, task, summary.status == "missing") for label, task, summary in cells)
+def what_happened(entries: Iterable[tuple[str, str, Summary]]) -> list[str]:
+    """Missing values, and remarks on single runs: one line per row of the table and event, over its tasks."""
+    absent: dict[str, list[str]] = {}
+    said: dict[tuple[str, str], list[str]] = {}
+    tasks = set()
+    for label, task, summary in entries:
+        tasks.add(task)
+        if summary.status == "missing":
+            absent.setdefault(label, []).append(TASKS[task].title)
+        for remark in summary.remarks():
+            said.setdefault((label, remark), []).append(TASKS[task].title)
     return [
         f"Missing: {label}, {'all tasks' if len(names) == len(tasks) else ', '.join(names)}."
         for label, names in absent.items()
-    ]
+    ] + [f"{label}, {', '.join(titles)}: {remark}." for (label, remark), titles in said.items()]
 
 
-def remarks(cells: Iterable[tuple[str, str, Summary]]) -> list[str]:
-    """What happened to single runs, one line per row of the table and event."""
-    said: dict[tuple[str, str], list[str]] = {}
-    for label, task, summary in cells:
-        for remark in summary.remarks():
-            said.setdefault((label, remark), []).append(TASKS[task].title)
-    return [f"{label}, {', '.join(titles)}: {remark}." for (label, remark), titles in said.items()]
+def score(summary: Summary, bold: bool = False, sign: bool = False) -> Entry:
+    """`mean ± sd` with the marks of what went wrong; a dash without any value."""
+    happened = {"partial": summary.status == "partial"}
+    happened |= {name: bool(getattr(summary, name)) for name in ("collapsed", "diverged", "stale")}
+    marks = "".join(mark for name, (mark, _) in _MARKS.items() if happened[name])
+    mean, sd = summary.estimate.mean, summary.estimate.sd
+    return Entry(fixed(mean, 2, sign=sign), "" if sd is None else fixed(sd, 2), marks, bold)
 
 
-def _by_row(cells: Iterable[tuple[str, str, bool]]) -> tuple[set[str], dict[str, list[str]]]:
-    tasks: set[str] = set()
-    chosen: dict[str, list[str]] = {}
-    for label, task, is_so in cells:
-        tasks.add(task)
-        if is_so:
-            chosen.setdefault(label, []).append(TASKS[task].title)
-    return tasks, chosen
+def legend(grids: Iterable[Grid]) -> list[str]:
+    """A line for every mark that occurs."""
+    used = {mark for grid in grids for row in grid.rows for entry in row for mark in entry.marks}
+    return [f"{mark} {meaning}." for mark, meaning in _MARKS.values() if mark in used]

@@ -2,6 +2,8 @@
 
 Every row says whether its value was *read* in a paper, *inferred* from values that were, or is an *ordering* stated
 without a number. What is not in the file is not known, and no table guesses it. All of it is DeBERTaV3-base on GLUE.
+Comparisons of rows stand there too, in the order in which tables print them; those that only this package makes are
+*unpublished*.
 """
 
 from __future__ import annotations
@@ -10,10 +12,8 @@ import csv
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from increlora.study.config import Study
+from increlora.study.config import Study
 
 BACKBONE = "microsoft/deberta-v3-base"
 TITLE = "DeBERTaV3-base"
@@ -21,14 +21,14 @@ TITLE = "DeBERTaV3-base"
 ALL = "all"
 """Task of the column "All", the mean over the eight tasks."""
 
+RANK_LABELS = {8: "1.2M", 2: "0.3M"}
+"""The papers' budget labels by average rank."""
 NOMINAL = {
-    "lora": {8: "1.2M", 2: "0.3M"},
-    "adalora": {8: "1.2M", 2: "0.3M"},
-    "increlora": {8: "1.2M", 2: "0.3M"},
+    **dict.fromkeys(("lora", "adalora", "increlora"), RANK_LABELS),
     "hadapter": {32: "1.2M", 16: "0.6M", 8: "0.3M"},
     "padapter": {64: "1.2M", 32: "0.6M", 16: "0.3M"},
 }
-"""The budget (average rank, or bottleneck width) behind each of the papers' budget labels."""
+"""The papers' budget labels by average rank or bottleneck width."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Published:
         params: #Params as printed, empty if not known.
         task, column: where in the table, as in `increlora.glue.tasks` (task `all` is the mean).
         value: as printed.
-        kind: `read`, `inferred` or `ordering`.
+        kind: `read`, `inferred`, `ordering` or `unpublished`.
         source: which paper, where.
     """
 
@@ -58,7 +58,7 @@ class Published:
 
     @property
     def number(self) -> float | None:
-        return None if self.kind == "ordering" else float(self.value)
+        return float(self.value) if self.kind in ("read", "inferred") else None
 
 
 @cache
@@ -75,6 +75,12 @@ def find(artefact: str, method: str, label: str | None, task: str, column: str) 
     return sorted(rows, key=lambda row: row.kind != "read")
 
 
+def comparisons(artefact: str) -> list[tuple[str, str]]:
+    """The pairs of rows that a table compares, each as (minuend, subtrahend) of a difference."""
+    pairs = [row.method.split(" - ") for row in load() if row.artefact == artefact and " - " in row.method]
+    return list(dict.fromkeys((first, second) for first, second in pairs))
+
+
 def printed_params(method: str, label: str | None) -> str:
     """#Params as the papers print it for a row of Table 1; empty if not known."""
     rows = [row for row in load() if row.artefact == "table1" and (row.method, row.budget_label) == (method, label)]
@@ -85,7 +91,7 @@ def budget_label(method: str, budget: int | None, budgets: list[int]) -> str | N
     """Which of the papers' budgets a row stands for.
 
     With two budgets in a family of methods (as in Table 1) the larger stands for 1.2M and the smaller for 0.3M, on
-    whatever backbone; otherwise only the papers' own numbers are recognised.
+    any backbone; otherwise only the papers' own numbers are recognised.
 
     Args:
         method: registry name.

@@ -1,15 +1,23 @@
-"""A table as Markdown, LaTeX or terminal text."""
+"""A table as data, and as Markdown, LaTeX or text for a terminal."""
 
 from __future__ import annotations
 
+import math
 import re
-import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import groupby
+from dataclasses import dataclass
+from pathlib import Path
 
-from increlora.report.layout import Cell, Column, Grid, Table
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+from rich.text import Text
 
+from increlora.report.frame import write_csv
+
+NOTHING = "–"
 _LATEX = {
     **{char: rf"\{char}" for char in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -23,6 +31,7 @@ _LATEX = {
     "−": r"$-$",
     "×": r"$\times$",
     "Δ": r"$\Delta$",
+    "α": r"$\alpha$",
     "†": r"\textdagger{}",
     "‡": r"\textdaggerdbl{}",
     "§": r"\S{}",
@@ -31,10 +40,140 @@ _LATEX = {
     "≥": r"$\geq$",
     "≤": r"$\leq$",
 }
-_FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
-"""Shrinks a table that is wider than the text, and leaves others as they are."""
 _STACKED = 12
-"""Columns from which a LaTeX row takes two lines."""
+"""Columns from which a LaTeX cell has its spread below the mean, to keep the print large."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One printed value: `text ± spread` and footnote marks."""
+
+    text: str
+    spread: str = ""
+    marks: str = ""
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """Heading of a column, with the heading that it shares with its neighbours."""
+
+    title: str
+    group: str = ""
+    left: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One block of rows under common headings; `rules` are the rows above which a line is drawn."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    rules: frozenset[int] = frozenset()
+
+    def frame(self, printed: Callable[[Entry], str], heading: Callable[[str], str] = str) -> pd.DataFrame:
+        """The grid with every entry and heading in its printed form; headings are (group, title)."""
+        names = [(heading(column.group), heading(column.title)) for column in self.columns]
+        return pd.DataFrame([[printed(entry) for entry in row] for row in self.rows], columns=pd.Index(names))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A whole table: what is printed, and the same numbers as a tidy frame."""
+
+    name: str
+    title: str
+    grids: tuple[Grid, ...]
+    notes: tuple[str, ...]
+    tidy: pd.DataFrame
+    decimals: dict[str, int]
+
+    def write(self, folder: Path) -> list[Path]:
+        """The table as CSV, Markdown and LaTeX in a folder; returns the files."""
+        paths = [write_csv(self.tidy, folder / f"{self.name}.csv", self.decimals)]
+        for suffix, text in (("md", markdown(self)), ("tex", latex(self))):
+            paths.append(folder / f"{self.name}.{suffix}")
+            paths[-1].write_text(text, encoding="utf-8", newline="\n")
+        return paths
+
+
+def fixed(value: float | None, places: int, sign: bool = False) -> str:
+    """A number with fixed decimals, or a dash."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    value = round(value, places) or 0.0  # no "−0.00"
+    text = f"{value:+.{places}f}" if sign and value else f"{value:.{places}f}"
+    return text.replace("-", "−")
+
+
+def count(value: float | None) -> str:
+    """A number of parameters as papers print it: 1.33M, 331.8K, 512."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    if value >= 999_500_000:
+        return f"{value / 1e9:.2f}G"
+    if value >= 99_950_000:
+        return f"{value / 1e6:.0f}M"
+    if value >= 999_950:
+        return f"{value / 1e6:.2f}M"
+    return f"{value / 1e3:.1f}K" if value >= 1000 else f"{value:.0f}"
+
+
+def markdown(table: Table) -> str:
+    """GitHub Markdown: the title, each grid under its caption, the notes as a list."""
+    parts = [f"# {_md(table.title)}"]
+    for grid in table.grids:
+        frame = grid.frame(_md_entry, _md)
+        frame.columns = pd.Index([" ".join(filter(None, names)) for names in frame.columns])
+        sides = ["left" if column.left else "right" for column in grid.columns]
+        text = frame.to_markdown(index=False, disable_numparse=True, colalign=sides)
+        parts.append(f"**{_md(grid.caption)}**\n\n{text}")
+    parts.append("\n".join(f"- {_md(note)}" for note in table.notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _md(text: str) -> str:
+    return re.sub(r"([|*<`\\])", r"\\\1", text)
+
+
+def _md_entry(entry: Entry) -> str:
+    text = f"**{_md(entry.text)}**" if entry.bold else _md(entry.text)
+    return text + (f" ± {entry.spread}" if entry.spread else "") + (f" {entry.marks}" if entry.marks else "")
+
+
+def latex(table: Table) -> str:
+    """One floating table per grid (packages: amssymb, booktabs, graphicx), the notes below the first."""
+    title = re.sub(r"^Table \d+: ", "", table.title)  # LaTeX numbers its tables itself
+    parts = [f"% {table.title}\n% Needs \\usepackage{{amssymb,booktabs,graphicx}}."]
+    for number, grid in enumerate(table.grids):
+        label = f"tab:{table.name.replace('_', '-')}" + (f"-{number}" if number else "")
+        caption = latex_escape(f"{title[:1].upper()}{title[1:]}. {grid.caption}")
+        head = [r"\begin{table*}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
+        parts += [*head, _tabular(grid)]
+        if not number:
+            notes = [latex_escape(note) + r"\par" for note in table.notes]
+            parts += ["", r"\smallskip", r"\begin{minipage}{\textwidth}\footnotesize", *notes, r"\end{minipage}"]
+        parts.append("\\end{table*}\n")
+    return "\n".join(parts)
+
+
+def _tabular(grid: Grid) -> str:
+    """The grid as a tabular that shrinks to the width of the text where it is wider."""
+    stacked = len(grid.columns) >= _STACKED
+    frame = grid.frame(lambda entry: _tex_entry(entry, stacked), latex_escape)
+    grouped = any(column.group for column in grid.columns)
+    frame.columns = (
+        pd.MultiIndex.from_tuples(frame.columns) if grouped else pd.Index([title for _, title in frame.columns])
+    )
+    sides = "".join("l" if column.left else "r" for column in grid.columns)
+    style = frame.style.hide(axis="index")
+    lines = style.to_latex(column_format=f"@{{}}{sides}@{{}}", hrules=True, multicol_align="c").splitlines()
+    first = lines.index(r"\midrule") + 1
+    for row in sorted(grid.rules, reverse=True):
+        lines.insert(first + row, r"\midrule")
+    fit = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
+    return "\n".join([fit, *lines]) + "}"
 
 
 def latex_escape(text: str) -> str:
@@ -42,180 +181,73 @@ def latex_escape(text: str) -> str:
     return "".join(_LATEX.get(char, char) for char in text)
 
 
-def markdown(table: Table) -> str:
-    """GitHub Markdown: the title, each grid under its caption, the notes as a list."""
-    parts = [f"# {_md(table.title)}"]
-    for grid in table.grids:
-        headings = [_md(" ".join(filter(None, (column.group, column.title)))) for column in grid.columns]
-        lines = [f"| {' | '.join(headings)} |", f"|{'|'.join(':--' if c.left else '--:' for c in grid.columns)}|"]
-        lines += [f"| {' | '.join(_md_cell(cell) for cell in row)} |" for row in grid.rows]
-        parts.append(f"**{_md(grid.caption)}**\n\n" + "\n".join(lines))
-    parts.append("\n".join(f"- {_md(note)}" for note in table.notes))
-    return "\n\n".join(parts) + "\n"
-
-
-def _md(text: str) -> str:
-    return "".join(f"\\{char}" if char in "|*<" else char for char in text)
-
-
-def _md_cell(cell: Cell) -> str:
-    text = f"**{_md(cell.text)}**" if cell.bold else _md(cell.text)
-    return text + (f" ± {cell.spread}" if cell.spread else "") + (f" {cell.marks}" if cell.marks else "")
-
-
-def latex(table: Table) -> str:
-    """One floating table per grid (packages: booktabs, amssymb, graphicx), the notes below the first."""
-    title = re.sub(r"^Table \d+: ", "", table.title)  # LaTeX numbers its tables itself
-    title = title[:1].upper() + title[1:]
-    head = f"% {table.title}\n% Needs \\usepackage{{amssymb,booktabs,graphicx}}.\n"
-    return head + "\n".join(
-        _latex_grid(
-            grid,
-            f"{title}. {grid.caption}",
-            f"tab:{table.name.replace('_', '-')}" + (f"-{number}" if number else ""),
-            notes,
-        )
-        for number, grid in enumerate(table.grids)
-        for notes in [table.notes if number == 0 else ()]
-    )
-
-
-def _latex_grid(grid: Grid, caption: str, label: str, notes: Sequence[str]) -> str:
-    alignment = "".join("l" if column.left else "r" for column in grid.columns)
-    body = [
-        _FIT,
-        rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}",
-        r"\toprule",
-        *_latex_header(grid.columns),
-        r"\midrule",
-    ]
-    for number, row in enumerate(grid.rows):
-        if number in grid.rules:
-            body.append(r"\midrule")
-        body += _latex_row(row, stacked=len(grid.columns) >= _STACKED)
-    body += [r"\bottomrule", r"\end{tabular}}"]
-    lines = [
-        r"\begin{table*}",
-        r"\centering",
-        rf"\caption{{{latex_escape(caption)}}}",
-        rf"\label{{{label}}}",
-        *body,
-    ]
-    if notes:
-        lines += ["", r"\smallskip", r"\begin{minipage}{\textwidth}\footnotesize"]
-        lines += [latex_escape(note) + r"\par" for note in notes]
-        lines += [r"\end{minipage}"]
-    return "\n".join([*lines, r"\end{table*}"]) + "\n"
-
-
-def _latex_header(columns: Sequence[Column]) -> list[str]:
-    """One heading row, or two where columns share a heading."""
-    titles = " & ".join(latex_escape(column.title) for column in columns) + r" \\"
-    if not any(column.group for column in columns):
-        return [titles]
-    cells, rules, start = [], [], 1
-    for group, members in groupby(columns, key=lambda column: column.group):
-        width = len(list(members))
-        cells.append(rf"\multicolumn{{{width}}}{{c}}{{{latex_escape(group)}}}" if group else " & ".join([""] * width))
-        if group:
-            rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
-        start += width
-    return [" & ".join(cells) + r" \\", "".join(rules), titles]
-
-
-def _latex_row(row: Sequence[Cell], stacked: bool) -> list[str]:
-    """A row; in a table of many columns the spreads go on a line below the means, to keep the print large."""
-    if not stacked or not any(cell.spread for cell in row):
-        return [" & ".join(_latex_cell(cell) for cell in row) + r" \\"]
-    spreads = [rf"{{\scriptsize$\pm$\,{cell.spread}}}" if cell.spread else "" for cell in row]
-    means = [_latex_cell(replace(cell, spread="")) for cell in row]
-    return [" & ".join(means) + r" \\[-2pt]", " & ".join(spreads) + r" \\"]
-
-
-def _latex_cell(cell: Cell) -> str:
-    text = latex_escape(cell.text)
-    if cell.bold:
-        text = rf"\textbf{{{text}}}"
-    if cell.spread:
-        text += rf"\,{{\scriptsize$\pm$\,{cell.spread}}}"
-    return text + "".join(rf"\textsuperscript{{{latex_escape(mark)}}}" for mark in cell.marks)
+def _tex_entry(entry: Entry, stacked: bool) -> str:
+    text = latex_escape(entry.text)
+    text = rf"\textbf{{{text}}}" if entry.bold else text
+    text += "".join(rf"\textsuperscript{{{latex_escape(mark)}}}" for mark in entry.marks)
+    if not entry.spread:
+        return text
+    spread = rf"{{\scriptsize$\pm$\,{entry.spread}}}"
+    return rf"\shortstack[r]{{{text}\\{spread}}}" if stacked else rf"{text}\,{spread}"
 
 
 def terminal(table: Table, width: int = 120, bold: bool = False) -> str:
-    """Aligned plain text, at most `width` columns wide where the labels allow it.
+    """Text for a terminal of so many columns.
 
     A grid that is too wide gets the spread on a line below the mean; one that still is too wide is continued below.
 
     Args:
         table: what to print.
         width: columns of the terminal.
-        bold: mark bold cells with ANSI codes.
+        bold: mark bold entries with ANSI codes.
     """
-    parts = [table.title, "=" * min(width, len(table.title))]
-    for grid in table.grids:
-        parts += ["", *_wrap(grid.caption, width), *_terminal_grid(grid, width, bold)]
-    parts.append("")
-    for note in table.notes:
-        parts += _wrap(note, width, "  ")
-    return "\n".join(parts) + "\n"
+    console = Console(width=width, force_terminal=bold, color_system="standard" if bold else None, highlight=False)
+    with console.capture() as captured:
+        console.print(Text(table.title, style="bold"))
+        for grid in table.grids:
+            console.print()
+            for part in _parts(grid, console):
+                console.print(part)
+        console.print()
+        for note in table.notes:
+            console.print(Text(f"- {note}"))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
-def _terminal_grid(grid: Grid, width: int, bold: bool) -> list[str]:
-    for lay_out in (_one_line, _two_lines):
-        widths = _widths(grid, lay_out)
-        if sum(widths) + 2 * (len(widths) - 1) <= width:
-            return _lines(grid, range(len(widths)), widths, lay_out, bold)
-    lines, fixed_columns = [], [i for i, column in enumerate(grid.columns) if column.left]
-    rest = [i for i in range(len(grid.columns)) if i not in fixed_columns]
-    while rest:
-        chosen = [*fixed_columns]
-        while rest and (chosen == fixed_columns or sum(widths[i] + 2 for i in [*chosen, rest[0]]) - 2 <= width):
-            chosen.append(rest.pop(0))
-        lines += _lines(grid, chosen, widths, lay_out, bold) + ([""] if rest else [])
-    return lines
+def _parts(grid: Grid, console: Console) -> list[RichTable]:
+    """The grid in one piece if it fits, otherwise in several with the columns of labels repeated."""
+    labels = [i for i, column in enumerate(grid.columns) if column.left]
+    values = [i for i, column in enumerate(grid.columns) if not column.left]
+    for apart in (" ±", "\n±"):
+        whole = _rich(grid, [*labels, *values], apart)
+        if Measurement.get(console, console.options.update(max_width=10_000), whole).maximum <= console.width:
+            return [whole]
+    parts, chosen = [], labels
+    for i in values:
+        wider = _rich(grid, [*chosen, i], apart)
+        fits = Measurement.get(console, console.options.update(max_width=10_000), wider).maximum <= console.width
+        if not fits and chosen != labels:
+            parts.append(_rich(grid, chosen, apart))
+            chosen = labels
+        chosen = [*chosen, i]
+    return [*parts, _rich(grid, chosen, apart)]
 
 
-def _one_line(cell: Cell) -> tuple[str, ...]:
-    return (cell.text + (f" ±{cell.spread}" if cell.spread else "") + cell.marks,)
-
-
-def _two_lines(cell: Cell) -> tuple[str, ...]:
-    return cell.text + cell.marks, f"±{cell.spread}" if cell.spread else ""
-
-
-def _widths(grid: Grid, lay_out: Callable[[Cell], tuple[str, ...]]) -> list[int]:
-    return [
-        max(len(column.title), len(column.group), *(len(line) for row in grid.rows for line in lay_out(row[i])), 1)
-        for i, column in enumerate(grid.columns)
-    ]
-
-
-def _lines(
-    grid: Grid, chosen: Sequence[int], widths: Sequence[int], lay_out: Callable[[Cell], tuple[str, ...]], bold: bool
-) -> list[str]:
-    def row(texts: Sequence[str], strong: Sequence[bool] = ()) -> str:
-        padded = [
-            text.ljust(widths[i]) if grid.columns[i].left else text.rjust(widths[i])
-            for i, text in zip(chosen, texts, strict=True)
-        ]
-        marked = [f"\033[1m{t}\033[0m" if s else t for t, s in zip(padded, strong, strict=True)] if strong else padded
-        return "  ".join(marked).rstrip()
-
-    rule = "-" * (sum(widths[i] for i in chosen) + 2 * (len(chosen) - 1))
-    columns = [grid.columns[i] for i in chosen]
-    lines = [row([column.group for column in columns])] if any(column.group for column in columns) else []
-    lines += [row([column.title for column in columns]), rule]
-    for number, cells in enumerate(grid.rows):
+def _rich(grid: Grid, chosen: Sequence[int], apart: str) -> RichTable:
+    table = RichTable(
+        title=Text(grid.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+    )
+    for i in chosen:
+        column = grid.columns[i]
+        heading = Text("\n".join(filter(None, (column.group, column.title))))
+        table.add_column(heading, justify="left" if column.left else "right", no_wrap=not column.left)
+    for number, row in enumerate(grid.rows):
         if number in grid.rules:
-            lines.append(rule)
-        shown = [lay_out(cells[i]) for i in chosen]
-        for level in range(len(shown[0])):
-            strong = [bold and level == 0 and cells[i].bold for i in chosen]
-            text = row([lines_of[level] for lines_of in shown], strong)
-            if text or level == 0:
-                lines.append(text)
-    return lines
+            table.add_section()
+        table.add_row(*(_rich_entry(row[i], apart) for i in chosen))
+    return table
 
 
-def _wrap(text: str, width: int, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent=indent) or [""]
+def _rich_entry(entry: Entry, apart: str) -> Text:
+    text = Text(entry.text, style="bold" if entry.bold else "")
+    return text.append(f"{apart}{entry.spread}" if entry.spread else "", style="not bold").append(entry.marks)

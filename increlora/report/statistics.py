@@ -1,10 +1,10 @@
 """Mean, spread and intervals over seeds.
 
-- One value has a mean and nothing else: no spread is invented for a single seed.
+- One value has a mean and nothing else: a single seed says nothing about spread.
 - The interval of a mean is Student's t over seeds (normal errors, unknown variance). With three seeds its half-width is
   2.5 standard deviations: that is what three seeds can say.
-- "All" averages over tasks that differ far more than seeds do, so its interval resamples seeds *within* each task
-  (stratified bootstrap, Agarwal et al. 2021) and leaves the set of tasks fixed.
+- A mean over tasks has an interval of its own: each task's seeds give that task's variance, the set of tasks is fixed,
+  and the degrees of freedom of the sum are Satterthwaite's (Biometrics Bulletin 2, 1946).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 LEVEL = 0.95
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -41,51 +41,40 @@ def estimate(values: Iterable[float | None]) -> Estimate:
     """Mean, sd (ddof 1) and Student-t interval of `values`; None and NaN are not values."""
     data = _numbers(values)
     n = len(data)
-    if n == 0:
-        return Estimate(0)
-    mean = float(data.mean())
-    if n == 1:
-        return Estimate(1, mean)
-    sd = float(data.std(ddof=1))
-    half = student_t(n - 1) * sd / math.sqrt(n)
-    return Estimate(n, mean, sd, mean - half, mean + half)
+    if n < 2:
+        return Estimate(n, float(data[0]) if n else None)
+    mean, sd = float(data.mean()), float(data.std(ddof=1))
+    return Estimate(n, mean, sd, *_interval(mean, sd / math.sqrt(n), n - 1))
 
 
-def student_t(degrees: int, level: float = LEVEL) -> float:
-    """Two-sided critical value of Student's t, e.g. 4.303 for 2 degrees of freedom at 95 %."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.5 + level / 2, degrees))
-
-
-def stratified_bootstrap(
-    strata: Sequence[Iterable[float | None]], level: float = LEVEL, resamples: int = RESAMPLES
-) -> tuple[float, float] | None:
-    """Percentile interval of the mean over strata of the mean over seeds.
+def mean_interval(groups: Sequence[Iterable[float | None]]) -> tuple[float, float] | None:
+    """95 % interval of the mean over groups of the mean within each, by Welch and Satterthwaite.
 
     Args:
-        strata: the values of each task. Seeds are resampled with replacement within a task, tasks are kept.
-        level: coverage.
-        resamples: number of bootstrap samples; the generator's seed is fixed, so the interval is reproducible.
+        groups: the values of each task, one per seed.
 
     Returns:
-        (low, high), or None if a task has fewer than two values: a task without spread would pass for a certain one.
-        With n seeds the interval is about sqrt((n - 1) / n) too narrow, as every percentile bootstrap.
+        (low, high); None if a group has fewer than two values, since nothing is known about its variance then.
     """
-    arrays = [_numbers(values) for values in strata]
-    if not arrays or min(len(array) for array in arrays) < 2:
+    arrays = [_numbers(values) for values in groups]
+    if not arrays or min(map(len, arrays)) < 2:
         return None
-    generator = np.random.default_rng(0)
-    means = [array[generator.integers(len(array), size=(resamples, len(array)))].mean(axis=1) for array in arrays]
-    low, high = np.quantile(np.mean(means, axis=0), [0.5 - level / 2, 0.5 + level / 2])
-    return float(low), float(high)
+    variances = np.array([data.var(ddof=1) / len(data) for data in arrays])  # of each group's mean
+    total = variances.sum()
+    degrees = total**2 / sum(v**2 / (len(data) - 1) for v, data in zip(variances, arrays, strict=True)) if total else 1
+    mean = float(np.mean([data.mean() for data in arrays]))
+    return _interval(mean, math.sqrt(total) / len(arrays), float(degrees))
+
+
+def _interval(mean: float, error: float, degrees: float) -> tuple[float, float]:
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, degrees)) * error
+    return mean - half, mean + half
 
 
 def geometric_mean(values: Iterable[float | None]) -> float | None:
-    """Mean of ratios: the exponential of the mean logarithm, None without positive values."""
+    """The mean for ratios; None without positive values."""
     data = _numbers(values)
-    data = data[data > 0]
-    return float(np.exp(np.log(data).mean())) if len(data) else None
+    return float(stats.gmean(data[data > 0])) if (data > 0).any() else None
 
 
 def _numbers(values: Iterable[float | None]) -> np.ndarray:

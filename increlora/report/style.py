@@ -1,20 +1,23 @@
 """How every figure looks: one place for sizes, fonts, colours and the way a figure is written.
 
-Okabe-Ito colours (distinguishable with colour-blindness), a marker and a colour per method that are the same in every
-figure, no text below 8 pt at the printed size, fonts embedded as TrueType, and no time stamps: the same numbers give
-the same bytes.
+No text below 8 pt at the printed size, fonts embedded as TrueType, no time stamps: the same numbers give the same
+bytes. Colour and marker of a method stand in its registry entry and are the same in every figure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib import style as matplotlib_style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from increlora.methods.method import Look
+from increlora.study.cells import method_of
+from increlora.study.config import Study
 
 SINGLE, DOUBLE = 3.35, 6.9
 """Widths of a column and of a page, in inches."""
@@ -23,7 +26,7 @@ DPI = 300
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     *("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
 )
-GREY = "#666666"
+"""Okabe and Ito's colours, which can be told apart with colour-blindness."""
 MAP = "cividis"
 """Sequential, perceptually uniform, the same for colour-blind eyes."""
 
@@ -52,30 +55,14 @@ RC: dict[Any, Any] = {
 }
 
 
-class Look(NamedTuple):
-    """Colour and marker of a method."""
-
-    colour: str
-    marker: str
-
-
-_LOOKS = {
-    "increlora": Look(VERMILLION, "o"),
-    "lora": Look(BLUE, "s"),
-    "adalora": Look(GREEN, "^"),
-    "svd_lora": Look(PURPLE, "D"),
-    "full_ft": Look(BLACK, "X"),
-    "bitfit": Look(GREY, "P"),
-    "hadapter": Look(ORANGE, "v"),
-    "padapter": Look(SKY, "<"),
-}
-_FURTHER = tuple(Look(colour, marker) for marker in "*hd>" for colour in (PURPLE, ORANGE, SKY, BLACK))
-
-
-def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """Colour and marker of each of a study's method variants; a variant of no known name gets one by its position."""
-    unknown = [method for method in methods if method not in _LOOKS]
-    return {m: _LOOKS.get(m) or _FURTHER[unknown.index(m) % len(_FURTHER)] for m in methods}
+def looks(study: Study, variants: Iterable[str]) -> dict[str, Look]:
+    """Colour and marker of some variants: those of their methods, or further ones where a method occurs again."""
+    further = [Look(colour, marker) for marker in "*hd>" for colour in (PURPLE, ORANGE, SKY, BLACK)]
+    chosen: dict[str, Look] = {}
+    for variant in variants:
+        own = method_of(study, variant).look
+        chosen[variant] = own if own not in chosen.values() else further[len(chosen) % len(further)]
+    return chosen
 
 
 def context() -> AbstractContextManager[None]:
@@ -90,8 +77,13 @@ def figure(width: float, height: float) -> Figure:
     return fig
 
 
+def plain(text: str) -> str:
+    """Text that Matplotlib prints as it stands: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def save(fig: Figure, stem: Path) -> list[Path]:
-    """Writes `<stem>.png` and `<stem>.pdf` without time stamps or versions in them."""
+    """Writes ``<stem>.png`` and ``<stem>.pdf`` without time stamps or versions in them."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf")]
     with context():

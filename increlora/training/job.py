@@ -1,8 +1,4 @@
-"""One job of the workflow: the runs of one cell, seed after seed in one process.
-
-A run that is already finished comes from the store. A run that fails is reported and the other seeds still run, so that
-starting the job again has only the failed ones left to do.
-"""
+"""One run from its settings to its record: restored from the store if it is finished, otherwise trained."""
 
 from __future__ import annotations
 
@@ -10,111 +6,18 @@ import contextlib
 import functools
 import logging
 import os
-import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
-from pydantic import ValidationError
 
-from increlora.errors import ConfigError, IncreLoraError
+from increlora.errors import ConfigError
 from increlora.training import checksums
 from increlora.training.pretrain_settings import PretrainSettings
-from increlora.training.record import Record, RecordError, read_record, write_record
+from increlora.training.record import Record, RecordError, read_record
 from increlora.training.settings import Backbone, Data, RunSettings
 from increlora.training.store import Store
 
 logger = logging.getLogger(__name__)
-
-
-def settings_of_seed(cell: Mapping[str, Any], seed: int) -> RunSettings:
-    """The settings of one run from those of its cell.
-
-    Args:
-        cell: as `increlora.study.expand.cell_settings` gives them: a dump of `RunSettings` without ``seed``, and with
-            ``ranks_source`` by seed.
-        seed: of the run.
-    """
-    sources = cell.get("ranks_source") or {}
-    try:
-        return RunSettings.model_validate({**cell, "seed": seed, "ranks_source": sources.get(str(seed))})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(".".join(["settings", *map(str, first["loc"])]), first["msg"]) from None
-
-
-class Meter:
-    """Tells after every run how many are left and how long they will take.
-
-    Args:
-        total: runs to come.
-    """
-
-    def __init__(self, total: int):
-        self.total, self.done, self.trained = total, 0, 0
-        self.started = time.monotonic()
-
-    def tick(self, settings: RunSettings, record: Record | None, trained: bool) -> None:
-        """Count a run that ended; ``record`` is None if it failed."""
-        self.done, self.trained = self.done + 1, self.trained + trained
-        score = f"{record.score.best.score:.2f}" if record and record.score.best else "no score"
-        left = (time.monotonic() - self.started) / max(1, self.trained) * (self.total - self.done)
-        logger.info("%d of %d  %s  %s  %s left", self.done, self.total, settings.label, score, _duration(left))
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-
-
-def run_job(
-    cell: Mapping[str, Any],
-    seeds: Sequence[int],
-    records: Sequence[str | Path],
-    ranks_from: Sequence[str | Path] = (),
-    *,
-    progress: bool = True,
-    meter: Meter | None = None,
-) -> list[int]:
-    """Trains or restores one run per seed and writes its record.
-
-    Args:
-        cell: settings of the cell, see `settings_of_seed`.
-        seeds: seeds of the runs.
-        records: where each run's record goes.
-        ranks_from: for each run, the record whose final ranks it starts from; empty for methods that need none.
-        progress: show progress bars.
-        meter: counts the runs of several jobs.
-
-    Returns:
-        The seeds whose run failed.
-
-    Raises:
-        ConfigError: if the settings cannot be right for any seed.
-    """
-    if len(records) != len(seeds) or (ranks_from and len(ranks_from) != len(seeds)):
-        raise ConfigError("--records", f"one path per seed is needed: {len(seeds)} seeds, {len(records)} records")
-    runs = [settings_of_seed(cell, seed) for seed in seeds]
-    failed = []
-    meter = meter or Meter(len(runs))
-    for number, settings in enumerate(runs):
-        record, trained = None, False
-        try:
-            source = ranks_from[number] if ranks_from else None
-            record, trained = finish(settings, source, progress=progress)
-            if _is_first_process():
-                write_record(records[number], record)
-        except IncreLoraError as error:
-            logger.error("%s failed: %s", settings.label, error)
-            failed.append(settings.seed)
-        except Exception:
-            if "RANK" in os.environ:  # the other processes of torchrun wait for this one: all have to end
-                raise
-            logger.exception("%s failed", settings.label)
-            failed.append(settings.seed)
-        meter.tick(settings, record, trained)
-    return failed
 
 
 def finish(
@@ -143,7 +46,7 @@ def finish(
         ranks = source_ranks(settings, ranks_from)
         tensorboard = os.environ.get("INCRELORA_TENSORBOARD")
         record = portable(run(settings, ranks=ranks, progress=progress, tensorboard=tensorboard))
-        if _is_first_process():
+        if is_first_process():
             store.put(record)
             discard_checkpoint(settings)
         return record, True
@@ -190,7 +93,7 @@ def _data_fingerprint(task: str, data: Data) -> str:
     return load_task(task, **data.model_dump()).fingerprint
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Under ``torchrun`` every process trains, and one writes."""
     return os.environ.get("RANK", "0") == "0"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from increlora.model import Block
 
 OBJECTIVES = ("mlm", "rtd", "connective")
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
@@ -10,10 +12,8 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-$%&"
 """Every tokenizer spells unknown words in these, each alone and as a continuation."""
 
 
-class PretrainSettings(BaseModel):
+class PretrainSettings(Block):
     """What is pretrained and for how long. The defaults are the backbone of the `mini` study."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     hidden_size: int = Field(default=64, ge=1)
     """Width of the encoder, in features; a multiple of ``num_heads``."""

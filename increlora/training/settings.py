@@ -12,11 +12,12 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from increlora.glue.tasks import Task
 from increlora.methods.method import Recipe
 from increlora.methods.registry import get_method
+from increlora.model import Block
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy and torch both take as a seed."""
@@ -30,11 +31,7 @@ class Steps(NamedTuple):
     warmup: int
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class Backbone(_Settings):
+class Backbone(Block):
     """The pretrained model."""
 
     name: str = Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")
@@ -50,7 +47,7 @@ class Backbone(_Settings):
     """Settings of the workflow's own pretraining (`increlora.training.pretrain_settings`); null for the Hub."""
 
 
-class Data(_Settings):
+class Data(Block):
     """Where the task's examples come from."""
 
     source: Literal["builtin", "hub", "local"]
@@ -82,7 +79,7 @@ class Data(_Settings):
         return min(train, self.train_rows or train), min(evaluation, (self.eval_rows or evaluation) * splits)
 
 
-class Training(_Settings):
+class Training(Block):
     """How one run is trained."""
 
     learning_rate: float = Field(gt=0)
@@ -122,7 +119,7 @@ class Training(_Settings):
         return Steps(total, per_epoch, warmup)
 
 
-class RanksFrom(_Settings):
+class RanksFrom(Block):
     """The finished run whose rank distribution a retraining run starts from (Table 3)."""
 
     method: str
@@ -131,7 +128,7 @@ class RanksFrom(_Settings):
     """`none` keeps the distribution, `uniform` spreads the same total evenly, `shuffled` permutes it over modules."""
 
 
-class RunSettings(_Settings):
+class RunSettings(Block):
     """Everything that decides the result of one run."""
 
     study: str
@@ -143,7 +140,7 @@ class RunSettings(_Settings):
     budget: int | None = None
     """Average rank per module, or bottleneck width for the adapters; null where a method has no budget."""
     seed: Seed = 0
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     """Options of the method, checked by its registry entry."""
     backbone: Backbone
     data: Data

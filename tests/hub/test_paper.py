@@ -34,7 +34,7 @@ SHORT: dict[str, Any] = {
     "methods": METHODS,
     "artefacts": {
         "table1": {"tasks": list(TASKS)},
-        **dict.fromkeys(("table2", "table3", "figure4", "figure5", "figure6", "growth")),
+        **dict.fromkeys(("table2", "table3", "figure4", "figure5", "figure6", "rank_growth")),
     },
 }
 CELLS = 2 + 2 * 5

@@ -28,7 +28,7 @@ SMALL = {
     "execution": {"gpu": 1, "job": "method", "mem_mb": 1500},
     "artefacts": {
         "table1": {"tasks": ["rte"], "rows": ROWS},
-        **dict.fromkeys(("table2", "table3", "figure4", "figure5", "figure6", "growth")),
+        **dict.fromkeys(("table2", "table3", "figure4", "figure5", "figure6", "rank_growth")),
     },
 }
 """Two jobs of two runs."""

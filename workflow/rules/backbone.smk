@@ -1,8 +1,5 @@
 # The pretrained model, where the study makes its own. It is kept by the digest of its settings, outside of results/.
 
-FOLDER = backbone_path(STUDY.backbone) if STUDY.backbone.pretrain is not None else None
-BACKBONE = [f"{FOLDER}/config.json"] if FOLDER else []
-
 if BACKBONE:
 
     rule backbone:
@@ -22,7 +19,8 @@ if BACKBONE:
             mem_mb=EXECUTION.mem_mb,
             runtime=EXECUTION.runtime,
         params:
-            settings=json.dumps(STUDY.backbone.pretrain, sort_keys=True),
+            settings=lambda wildcards: json.dumps(STUDY.backbone.pretrain, sort_keys=True),
             folder=subpath(output[0], parent=True),
         shell:
-            "python -m increlora --quiet pretrain --settings {params.settings:q} --out {params.folder} > {log} 2>&1"
+            "python -m increlora --quiet pretrain --settings {params.settings:q} --out {params.folder:q} "
+            "2>&1 | tee {log:q}"

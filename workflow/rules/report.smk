@@ -1,24 +1,23 @@
-# Records to tables and figures.
+# Records to tables and figures, and the papers' values.
 
-TITLES = {
-    "table1": "Table 1",
-    "table2": "Table 2",
-    "table3": "Table 3",
-    "cost": "Cost",
-    "figure4": "Figure 4",
-    "figure5": "Figure 5",
-    "figure6": "Figure 6",
-    "growth": "Growth of ranks",
-}
-SHOWN = {name: [path for cell in cells for path in records(cell)] for name, cells in artefact_cells(STUDY).items()}
-ALL_RECORDS = [path for cell in CELLS.values() for path in records(cell)]
-TABLES = {name: f"results/{NAME}_{name}" for name in ("table1", "table2", "table3", "cost") if name in {*SHOWN, "cost"}}
-FIGURES = {name: f"figures/{NAME}_{name}" for name in ("figure4", "figure5", "figure6", "growth") if name in SHOWN}
+
+rule published:
+    output:
+        expand("results/published.{suffix}", suffix=["csv", "md", "tex"]),
+    message:
+        "published values, to results/"
+    log:
+        "logs/published.log",
+    conda:
+        "../envs/increlora.yaml"
+    localrule: True
+    shell:
+        "python -m increlora --quiet published 2>&1 | tee {log:q}"
 
 
 rule tables:
     input:
-        ALL_RECORDS,
+        RECORDS,
     output:
         RUNS,
         [shown(name, stem, "csv", "Tables") for name, stem in TABLES.items()],
@@ -31,17 +30,17 @@ rule tables:
         "../envs/increlora.yaml"
     localrule: True
     params:
-        config=config_arguments(),
+        config=configuration,
         study=STUDY.digest,
     shell:
-        "python -m increlora --quiet tables {params.config} > {log} 2>&1"
+        "python -m increlora --quiet tables {params.config:q} 2>&1 | tee {log:q}"
 
 
 if FIGURES:
 
     rule figures:
         input:
-            [path for name in FIGURES for path in SHOWN[name]],
+            jobs.figure_records(STUDY),
         output:
             [shown(name, stem, "png", "Figures") for name, stem in FIGURES.items()],
             expand("{stem}.{suffix}", stem=FIGURES.values(), suffix=["pdf", "csv"]),
@@ -53,7 +52,7 @@ if FIGURES:
             "../envs/increlora.yaml"
         localrule: True
         params:
-            config=config_arguments(),
+            config=configuration,
             study=STUDY.digest,
         shell:
-            "python -m increlora --quiet figures {params.config} > {log} 2>&1"
+            "python -m increlora --quiet figures {params.config:q} 2>&1 | tee {log:q}"

@@ -1,6 +1,4 @@
-# What the study will cost, the check that its budgets can be, and the training jobs: one per method, cell or run.
-
-ONE_RUN = EXECUTION.job == "run"
+# What the study will cost, the check that its budgets can be, and the training jobs: one per run or per kind of method.
 
 
 rule plan:
@@ -14,10 +12,10 @@ rule plan:
         "../envs/increlora.yaml"
     localrule: True
     params:
-        config=config_arguments(),
+        config=configuration,
         study=STUDY.digest,
     shell:
-        "python -m increlora --quiet plan {params.config} --csv {output} > {log} 2>&1"
+        "python -m increlora --quiet plan {params.config:q} --csv {output:q} 2>&1 | tee {log:q}"
 
 
 rule check:
@@ -31,63 +29,62 @@ rule check:
         "../envs/increlora.yaml"
     localrule: True
     params:
-        config=config_arguments(),
+        config=configuration,
     shell:
-        "python -m increlora --quiet check {params.config} > {log} 2>&1"
+        "python -m increlora --quiet check {params.config:q} 2>&1 | tee {log:q}"
 
 
 if EXECUTION.job == "method":
 
-    for KIND, VARIANTS in variants_by_kind().items():
+    for JOB in JOBS.values():
 
         rule:
             name:
-                f"train_{KIND}"
+                f"train_{JOB.name}"
             input:
-                variants_input(VARIANTS),
+                lambda wildcards, job=JOB: job_needs(job),
             output:
-                variants_records(VARIANTS),
+                JOB.records,
             message:
-                f"{NAME}: training {KIND}, {len(variants_records(VARIANTS))} runs"
+                f"{NAME}: training {JOB.name}, {len(JOB.runs)} runs"
             log:
-                f"logs/{NAME}/train/{KIND}.log",
+                jobs.log_of(NAME, JOB.name),
             conda:
                 "../envs/increlora.yaml"
             threads: EXECUTION.threads
             resources:
                 gpu=EXECUTION.gpu,
                 mem_mb=EXECUTION.mem_mb,
-                runtime=EXECUTION.runtime * len(variants_records(VARIANTS)),
+                runtime=EXECUTION.runtime * len(JOB.runs),
             params:
-                # depends on `output` in form only: such a parameter is not compared, the digests below are
-                config=lambda wildcards, output: config_arguments(),
-                methods=VARIANTS,
-                runs=[run.digest for run in STUDY.runs() if run.method in VARIANTS],
+                # Snakemake does not compare parameters that take `output`: of those here the digests alone decide.
+                config=lambda wildcards, output: CONFIG,
+                chosen=JOB.arguments,
+                runs=JOB.digests,
             shell:
-                "python -m increlora --quiet run {params.config} --method {params.methods} 2>&1 | tee {log}"
+                "python -m increlora --quiet run {params.config:q} {params.chosen:q} 2>&1 | tee {log:q}"
 
 else:
 
     rule train:
         input:
-            lambda wildcards: job_input(job_cell(wildcards)),
+            lambda wildcards: job_needs(run_job(wildcards)),
         output:
-            RECORD if ONE_RUN else expand(RECORD, seed=STUDY.seeds, allow_missing=True),
+            f"results/runs/{NAME}/{{task}}/{{method}}/{{budget}}/seed{{seed}}.json",
         message:
-            f"{NAME}: training {{wildcards.method}} on {{wildcards.task}}, budget {{wildcards.budget}}"
+            f"{NAME}: training {{wildcards.method}} on {{wildcards.task}}, budget {{wildcards.budget}}, seed {{wildcards.seed}}"
         log:
-            TRAIN_LOG,
+            jobs.log_of(NAME, "{task}/{method}/{budget}/seed{seed}"),
         conda:
             "../envs/increlora.yaml"
         threads: EXECUTION.threads
         resources:
             gpu=EXECUTION.gpu,
             mem_mb=EXECUTION.mem_mb,
-            runtime=EXECUTION.runtime * (1 if ONE_RUN else len(STUDY.seeds)),
+            runtime=EXECUTION.runtime,
         params:
-            settings=lambda wildcards: job_settings(job_cell(wildcards)),
-            seeds=lambda wildcards: job_cell(wildcards).seeds,
-            ranks_from=lambda wildcards: job_sources(job_cell(wildcards)),
+            config=lambda wildcards, output: CONFIG,
+            chosen=lambda wildcards: run_job(wildcards).arguments,
+            runs=lambda wildcards: run_job(wildcards).digests,
         shell:
-            "python -m increlora --quiet train --settings {params.settings:q} --seeds {params.seeds} "
-            "--records {output:q} --ranks-from {params.ranks_from:q} 2>&1 | tee {log}"
+            "python -m increlora --quiet run {params.config:q} {params.chosen:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,167 @@
+"""How the workflow packs the runs of a study into jobs, what each job waits for, and which of them failed.
+
+There are two packings (`Execution.job`). One job per run lets a cluster schedule, limit and repeat each run alone; it
+is right for runs of minutes and more. For runs of seconds one job per kind of method starts Python, Torch and the
+backbone once instead of a hundred times. The rules of the workflow hold no logic of their own; they ask here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from increlora.study.cells import Cell, all_cells, artefact_cells, kind_of, sources
+from increlora.study.config import Study
+from increlora.study.load import changes, merge, read_config, typed
+from increlora.study.settings import backbone_path, cell_runs
+from increlora.training.record import is_finished
+from increlora.training.settings import RunSettings, budget_label
+
+TABLES, FIGURES = ("table1", "table2", "table3"), ("figure4", "figure5", "figure6", "rank_growth")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Runs that one process trains one after the other.
+
+    Attributes:
+        name: kind of method, or task, variant, budget and seed.
+        runs: their settings.
+        arguments: those of ``increlora run`` that choose these runs.
+        sources: records that the runs start from and other jobs make.
+    """
+
+    name: str
+    runs: tuple[RunSettings, ...]
+    arguments: tuple[str, ...]
+    sources: tuple[str, ...]
+
+    @property
+    def records(self) -> list[str]:
+        """Paths of the runs' records."""
+        return [str(run.record_path()) for run in self.runs]
+
+    @property
+    def digests(self) -> list[str]:
+        """What decides the results: when it changes, the job runs again."""
+        return [run.digest for run in self.runs]
+
+    @property
+    def is_finished(self) -> bool:
+        return all(is_finished(run, run.record_path()) for run in self.runs)
+
+
+def jobs(study: Study) -> dict[str, Job]:
+    """Every training job of a study by its name."""
+    chosen: dict[str, tuple[list[RunSettings], list[str]]] = {}
+    needed: dict[str, list[str]] = {}
+    for cell in all_cells(study):
+        kind = kind_of(study, cell.variant)
+        for run in cell_runs(study, [cell]):
+            by_run = ["--task", cell.task, "--method", cell.variant, "--budget", budget_label(cell.budget)]
+            name = run.label if study.execution.job == "run" else kind
+            runs, arguments = chosen.setdefault(name, ([], []))
+            runs.append(run)
+            if study.execution.job == "run":
+                arguments += [*by_run, "--seed", str(run.seed)]
+            elif cell.variant not in arguments:
+                arguments += [cell.variant] if arguments else ["--method", cell.variant]
+            of_seed = [one.record_path() for one in cell_runs(study, sources(study, cell)) if one.seed == run.seed]
+            needed.setdefault(name, []).extend(map(str, of_seed))
+    made = {}
+    for name, (runs, arguments) in chosen.items():
+        own = {str(run.record_path()) for run in runs}
+        others = tuple(path for path in dict.fromkeys(needed[name]) if path not in own)
+        made[name] = Job(name, tuple(runs), tuple(arguments), others)
+    return made
+
+
+def needs(job: Job, prerequisites: Iterable[str]) -> list[str]:
+    """What a job waits for: nothing, once its records are those of its settings.
+
+    A record carries the digest of everything that decides it, including the run that it starts from. The age of a file
+    means nothing in a fresh clone; this way neither age nor a missing backbone ever starts a finished run again.
+    """
+    return [] if job.is_finished else [*prerequisites, *job.sources]
+
+
+def log_of(study: str, job: str) -> str:
+    """Log file of a training job."""
+    return f"logs/{study}/train/{job}.log"
+
+
+def backbone_file(study: Study) -> list[str]:
+    """The file that stands for the backbone, where the study pretrains its own."""
+    return [f"{backbone_path(study.backbone)}/config.json"] if study.backbone.pretrain is not None else []
+
+
+def records(study: Study, cells: Iterable[Cell] | None = None) -> list[str]:
+    """Paths of the records of some cells, or of all."""
+    return [str(run.record_path()) for run in cell_runs(study, all_cells(study) if cells is None else cells)]
+
+
+def tables(study: Study) -> dict[str, str]:
+    """Tables that the study has, by name, as paths without suffix."""
+    shown = artefact_cells(study)
+    names = [name for name in TABLES if name in shown]
+    names += ["selection"] if study.grid and "table1" in shown else []
+    return {name: f"results/{study.study}_{name}" for name in (*names, "cost")}
+
+
+def figures(study: Study) -> dict[str, str]:
+    """Figures that the study has, by name, as paths without suffix."""
+    return {name: f"figures/{study.study}_{name}" for name in FIGURES if name in artefact_cells(study)}
+
+
+def figure_records(study: Study) -> list[str]:
+    """Paths of the records that figures show."""
+    shown = artefact_cells(study)
+    return records(study, dict.fromkeys(cell for name in figures(study) for cell in shown[name]))
+
+
+def config_arguments(files: Iterable[str | Path], config: Mapping[str, Any]) -> list[str]:
+    """A configuration as the package's commands take it: its files, and inline what was changed on top of them."""
+    here = Path.cwd()
+    paths = [Path(path) for path in files]
+    names = [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths]
+    base = merge(*map(read_config, names))
+    inline = changes(base, merge(base, typed(changes(base, read_config(config)))))
+    return [*names, json.dumps(inline)] if inline else names
+
+
+class Failure(NamedTuple):
+    """A run that failed."""
+
+    run: RunSettings
+    reason: str
+    log: str
+
+
+def failures(study: Study) -> tuple[list[Failure], list[RunSettings]]:
+    """The runs that failed, by their jobs' logs, and those that have no record for another reason."""
+    failed, absent = [], []
+    for job in jobs(study).values():
+        log = Path(log_of(study.study, job.name))
+        try:
+            text = log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            text = ""
+        for run in job.runs:
+            if is_finished(run, run.record_path()):
+                continue
+            reasons = re.findall(rf"{re.escape(run.label)} failed: (.*)", text)
+            if reasons:
+                failed.append(Failure(run, reasons[-1], str(log)))
+            else:
+                absent.append(run)
+    return failed, absent
+
+
+def command_for(run: RunSettings, config: Sequence[str]) -> list[str]:
+    """The command that trains one run in the terminal."""
+    chosen = ["--task", run.task, "--method", run.method, "--budget", budget_label(run.budget), "--seed", str(run.seed)]
+    return ["increlora", "run", *config, *chosen]

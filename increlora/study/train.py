@@ -1,0 +1,131 @@
+"""Trains runs of a study one after the other in this process, and says how the study is getting on.
+
+A run that is already finished comes from the store. A run that fails is reported and the others still run, so that
+starting again has only the failed ones left to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from increlora.errors import ConfigError, IncreLoraError, unknown
+from increlora.study.cells import Cell, all_cells, sources
+from increlora.study.config import Study
+from increlora.study.settings import all_runs, run_settings
+from increlora.training.job import finish, is_first_process
+from increlora.training.record import Record, write_record
+from increlora.training.settings import RunSettings, budget_label
+
+log = logging.getLogger(__name__)
+
+
+def choose(
+    study: Study,
+    tasks: Sequence[str] = (),
+    variants: Sequence[str] = (),
+    budgets: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> list[RunSettings]:
+    """Runs of a study by name; what is left empty is everything. Budgets are numbers or ``all``, as in paths.
+
+    Raises:
+        ConfigError: a name is not there, or no run has all that is given.
+    """
+    cells = all_cells(study)
+    parts = {
+        "task": (tasks, lambda cell: cell.task),
+        "method": (variants, lambda cell: cell.variant),
+        "budget": (budgets, lambda cell: budget_label(cell.budget)),
+    }
+    for name, (wanted, part) in parts.items():
+        known = sorted({part(cell) for cell in all_cells(study)}, key=lambda label: (len(label), label))
+        for value in wanted:
+            if value not in known:
+                raise unknown(f"--{name}", value, known)
+        cells = tuple(cell for cell in cells if not wanted or part(cell) in wanted)
+    if not cells:
+        given = " ".join(f"--{name} {' '.join(wanted)}" for name, (wanted, _) in parts.items() if wanted)
+        raise ConfigError(given, f"no run of study {study.study} has all of these")
+    return [run_settings(study, cell, seed) for cell in cells for seed in (seeds or study.seeds)]
+
+
+def train(
+    study: Study, runs: Iterable[RunSettings], records_root: str | Path, *, progress: bool = True
+) -> dict[str, str]:
+    """Trains or restores runs and writes their records.
+
+    Args:
+        study: the study.
+        runs: what to train, those that others start from first.
+        records_root: folder of the study's records.
+        progress: show a progress bar for each run.
+
+    Returns:
+        Why each failed run failed, by its label.
+    """
+    runs = list(runs)
+    failed: dict[str, str] = {}
+    meter = Meter(study, runs, records_root)
+    for settings in runs:
+        record, trained = None, False
+        cell = Cell(settings.task, settings.method, settings.budget)
+        source = [run_settings(study, one, settings.seed).record_path(records_root) for one in sources(study, cell)]
+        try:
+            record, trained = finish(settings, *source, progress=progress)
+            if is_first_process():
+                write_record(settings.record_path(records_root), record)
+        except (IncreLoraError, OSError) as error:
+            failed[settings.label] = " ".join(str(error).split())
+            log.error("%s failed: %s", settings.label, failed[settings.label])
+        except Exception as error:
+            if "RANK" in os.environ:  # the other processes of torchrun wait for this one: all have to end
+                raise
+            failed[settings.label] = " ".join(f"{type(error).__name__}: {error}".split())
+            log.exception("%s failed: %s", settings.label, failed[settings.label])
+        meter.tick(settings, record, trained)
+    return failed
+
+
+class Meter:
+    """Says after every run how far its process and the whole study are.
+
+    Jobs run beside one another, so the study's progress is that of its records on disk, and the time left follows from
+    how fast those appeared since this process began.
+
+    Args:
+        study: the study.
+        runs: those of this process.
+        records_root: folder of the study's records.
+    """
+
+    def __init__(self, study: Study, runs: Sequence[RunSettings], records_root: str | Path):
+        self.study, self.here, self.done, self.restored = study.study, len(runs), 0, 0
+        self.paths = {run.record_path(records_root) for run in (*all_runs(study), *runs)}
+        self.at_start, self.started = self._on_disk(), time.monotonic()
+
+    def _on_disk(self) -> int:
+        return sum(path.exists() for path in self.paths)
+
+    def tick(self, settings: RunSettings, record: Record | None, trained: bool) -> None:
+        """Counts a run that ended; ``record`` is None if it failed."""
+        self.done, self.restored = self.done + 1, self.restored + (not trained)
+        score = f"{record.score.best.score:.2f}" if record and record.score.best else "no score"
+        now, seconds = self._on_disk(), time.monotonic() - self.started
+        here = _left(seconds, self.done - self.restored, self.here - self.done)
+        whole = _left(seconds, now - self.at_start - self.restored, len(self.paths) - now)
+        log.info(
+            *("%s  %s  (%d of %d here%s; study %s: %d of %d%s)", settings.label, score, self.done, self.here, here),
+            *(self.study, now, len(self.paths), whole),
+        )
+
+
+def _left(seconds: float, made: int, remaining: int) -> str:
+    """The time that the remaining runs take at the pace so far, in words; nothing where there is no pace."""
+    if made < 1 or remaining < 1:
+        return ""
+    minutes, rest = divmod(round(seconds / made * remaining), 60)
+    return f", {minutes // 60}:{minutes % 60:02}:{rest:02} left"

@@ -514,7 +514,7 @@ class IncreLoraEmbedding(IncreLoraLinear):
     """
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """PEFT's ``convert_to_lora`` writes a linear layer's names, which an embedding drops: `export_lora` does not."""
+        """PEFT's ``convert_to_lora`` writes the names of a linear layer; `export_lora` those of an embedding."""
         return False
 
     def _inputs(self, x: Tensor, dtype: torch.dtype, adapter: str) -> Tensor:

@@ -340,7 +340,10 @@ TOOLS = {
         trainer,
         add_adapter,
         save_transformers,
-        cannot={"resumes": "the Trainer resumes no adapter that Transformers has added, of any method", **NO_PEFT_MODEL},
+        cannot={
+            "resumes": "the Trainer resumes no adapter that Transformers has added, of any method",
+            **NO_PEFT_MODEL,
+        },
     ),
     "add_adapter, plain loop": Tool(plain_loop, add_adapter, save_transformers, cannot=NO_PEFT_MODEL),
     "inject_adapter_in_model, Trainer": Tool(trainer_with_own_loss, inject, save_injected, cannot=NO_PEFT_MODEL),

@@ -1,4 +1,4 @@
-"""What trains or is adapted beside linear layers: embeddings, biases, single tokens; and PEFT's tools for LoRA alone."""
+"""What trains beside linear layers: embeddings, biases, single tokens; and PEFT's tools for LoRA alone."""
 
 from __future__ import annotations
 

@@ -257,8 +257,8 @@ class RankAllocator:
 
     def state_dict(self) -> dict[str, Any]:
         """What continues growth exactly and is not in an adapter saved by PEFT: reserve, scores, events, storage."""
-        state = {}
-        for name, layer in self.layers.items():
+        state: dict[str, Any] = {}
+        for name, layer in self.layers.items() if self.config.grows else ():
             part = layer.components[self.adapter]
             rows = slice(part.rank, part.used)
             state[name] = {

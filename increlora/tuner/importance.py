@@ -28,7 +28,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, inputs: Tensor, receiver: Tensor) -> Tensor:
         ctx.save_for_backward(inputs)
-        ctx.dtype = receiver.dtype
+        ctx.dtype, ctx.shape = receiver.dtype, receiver.shape
         return output.view_as(output)
 
     @staticmethod
@@ -37,13 +37,19 @@ class _Tap(torch.autograd.Function):
         outputs = grads[0].reshape(-1, grads[0].shape[-1])
         if outputs.dtype == torch.float16:  # the scaled sum over tokens overflows long before the adapter's gradients
             outputs = outputs.float()
+        if not inputs.is_floating_point():  # indices stand for one-hot inputs
+            summed = torch.zeros(ctx.shape, dtype=ctx.dtype, device=outputs.device)
+            return grads[0], None, summed.index_add_(1, inputs.reshape(-1), outputs.T.to(ctx.dtype))
         # under autocast the two differ in dtype; the product is then as exact as any other of that backward pass
         tokens = inputs.reshape(-1, inputs.shape[-1]).to(outputs.dtype)
         return grads[0], None, (outputs.T @ tokens).to(ctx.dtype)
 
 
 def tap(output: Tensor, inputs: Tensor, receiver: Tensor) -> Tensor:
-    """``output`` (..., out) unchanged; its gradient times ``inputs`` (..., in) reaches ``receiver`` (out, in)."""
+    """``output`` (..., out) unchanged; its gradient times ``inputs`` reaches ``receiver`` (out, in).
+
+    ``inputs`` is (..., in), or an embedding's indices (...), which stand for one-hot inputs.
+    """
     return _Tap.apply(output, inputs, receiver)
 
 

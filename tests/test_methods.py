@@ -464,7 +464,7 @@ def test_possible_budgets_pass():
     ("pattern", "message"),
     [
         ("nothing", "matches no module"),
-        ("(", "no regular expression"),
+        ("(", "not a valid regular expression"),
         (r".*\.output", "not a Linear"),
         (r".*dense", "of the head"),
     ],

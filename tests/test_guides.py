@@ -94,6 +94,8 @@ def test_add_a_method(tree: Tree) -> None:
     tree.increlora("run", *study)
     tree.increlora("tables", *study)
     tree.increlora("figures", *study)
+    runs = [row for row in tree.rows("results/with_lora_fa_runs.csv") if row["method"] == "lora_fa"]
+    assert {row["deviation"] for row in runs} == {"0.0000"}  # what trains is what the entry counts
     for name in ("table1", "table2", "table3", "cost"):
         rows = [row for row in tree.rows(f"results/with_lora_fa_{name}.csv") if row["method"] == "lora_fa"]
         assert rows, name

@@ -173,5 +173,6 @@ def options_error(error: ValidationError, model: type[BaseModel], prefix: str = 
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         return unknown(f"{prefix}{name}", name, model.model_fields)
-    allowed = dict.fromkeys(one["msg"] for one in error.errors() if one["loc"][0] == name)  # one per member of a union
-    return ConfigError(f"{prefix}{name}", f"{' or '.join(allowed)}, not {first['input']!r}")
+    found = [one["msg"] for one in error.errors() if one["loc"][0] == name]  # one per member of a union
+    allowed = dict.fromkeys(message.removeprefix("Value error, ") for message in found)
+    return ConfigError(f"{prefix}{name}", f"got {first['input']!r}: {' or '.join(allowed)}")

@@ -92,6 +92,12 @@ class UpdateGradient:
             self._scores.append(self._reduce(receiver.grad))
             receiver.grad = None
 
+    def fits(self, like: Tensor) -> bool:
+        """Whether the receiver has the device and precision of an adapter's tensor."""
+        return self.receiver.device == like.device and self.receiver.dtype == torch.promote_types(
+            like.dtype, torch.float32
+        )
+
     @property
     def passes(self) -> int:
         """Backward passes that have arrived since the last :meth:`take`; with ``hold`` their sum counts as one."""

@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .config import IncreLoraConfig
 from .importance import UpdateGradient, tap
+from .storage import resize
 
 if TYPE_CHECKING:
     from .growth import RankAllocator
@@ -222,7 +223,7 @@ class IncreLoraLayer(BaseTunerLayer):
             parameter = getattr(self, f"increlora_{kind}")[adapter]
             shape = parameter.shape
             if shape[dim] != capacity:
-                _resize(parameter, dim, capacity)
+                resize(parameter, dim, capacity)
                 if allocator is not None:
                     allocator.resize_states(parameter, shape, dim)
         self.set_borders(adapter)
@@ -303,7 +304,7 @@ class IncreLoraLayer(BaseTunerLayer):
         components = self.components[adapter]
         shape = (self.out_features, self.in_features)
         recorder = components.recorder
-        if recorder is None or recorder.hold != hold or recorder.device != self.increlora_A[adapter].device:
+        if recorder is None or recorder.hold != hold or not recorder.fits(self.increlora_A[adapter]):
             components.recorder = UpdateGradient(
                 self.increlora_A[adapter], shape, _Update(self, adapter), components.config.score_reduction, hold
             )
@@ -547,22 +548,3 @@ def features(base: Any) -> tuple[int, int]:
         f"Target module {base} is not supported. Currently, only linear layers (quantised ones too), "
         "`transformers.pytorch_utils.Conv1D` and `torch.nn.Embedding` are supported."
     )
-
-
-def _resize(parameter: nn.Parameter, dim: int, size: int) -> None:
-    """Cut a Parameter or pad it with zeros along ``dim``, and its gradient with it; it stays the same object."""
-
-    def resized(old: Tensor) -> Tensor:
-        shape = list(old.shape)
-        shape[dim] = size
-        new, keep = old.new_zeros(shape), min(size, old.shape[dim])
-        new.narrow(dim, 0, keep).copy_(old.narrow(dim, 0, keep))
-        return new
-
-    gradient, parameter.grad = parameter.grad, None
-    new = resized(parameter.detach())
-    # autograd remembers a leaf's shape as long as a graph with it is alive, but not across a change of dtype
-    parameter.data = new.new_empty(0, dtype=torch.float32 if new.dtype == torch.float64 else torch.float64)
-    parameter.data = new
-    if gradient is not None:
-        parameter.grad = resized(gradient)

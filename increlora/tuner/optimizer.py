@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .errors import IncreLoraError
-from .growth import PER_COMPONENT, find_allocators
+from .growth import find_allocators
+from .storage import PER_COMPONENT
 
 if TYPE_CHECKING:
     from .layer import IncreLoraLayer

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,21 +227,6 @@ def test_half_precision(kit: Kit, dtype: torch.dtype, autocast: bool) -> None:
     assert close(kit.out(model), before, 0.2)
 
 
-def test_refused_adapter_leaves_nothing(kit: Kit) -> None:
-    bad = kit.config(rank_pattern={".*": 5}, init_r=1, target_r=3)  # starts above its budget
-    model, base = kit.model(), kit.case.base()
-    before, keys, expected = set(values(model)), set(values(base)), kit.out(model)
-    with pytest.raises(ValueError, match="target_r"):
-        model.add_adapter("second", bad)
-    with pytest.raises(ValueError, match="already exists"):
-        model.add_adapter("default", kit.config())
-    assert (list(model.peft_config), set(values(model))) == (["default"], before)
-    assert torch.equal(kit.out(model), expected)
-    with pytest.raises(ValueError, match="target_r"):
-        get_peft_model(base, bad)
-    assert set(values(base)) == keys
-
-
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "pickle"])
 def test_saved_adapter_loads(kit: Kit, safe: bool, tmp_path: Path) -> None:
     model = kit.model()
@@ -390,24 +374,6 @@ def test_batch_of_mixed_adapters(kit: Kit) -> None:
             kit.case.forward(model, adapter_names=wrong)
     with pytest.raises(ValueError, match="training"):
         kit.case.forward(model.train(), adapter_names=names)
-
-
-def test_loop_without_allocation_trains_the_present_ranks(kit: Kit) -> None:
-    """Accumulated parts, a plain optimizer, a saliency map in between; one warning says that nothing grows."""
-    model = kit.adapted()
-    ranks, before = model.rank_distribution(), kit.out(model)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-2)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(4):
-            for training in (True, True, False):
-                kit.case.forward(model.train(training)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    told = [warning for warning in caught if "update_and_allocate" in str(warning.message)]
-    assert len(told) == (1 if kit.growth == "growing" else 0)
-    assert model.rank_distribution() == ranks
-    assert not close(kit.out(model), before, 1e-2)
 
 
 def test_generation(kit: Kit) -> None:

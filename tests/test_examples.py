@@ -40,6 +40,17 @@ def test_plain_loop(tiny_backbone: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "gained rank" in capsys.readouterr().out
 
 
+def test_find_ranks(tiny_backbone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three distributions of one budget, and what they took."""
+    found = example("find_ranks").main(["--model", str(tiny_backbone), "--steps", "10", "--search-steps", "40"])
+    printed = capsys.readouterr().out
+    for name, ranks in found.items():
+        assert name in printed
+        assert sum(ranks.values()) == 2 * 12
+    assert set(found["uniform"].values()) == {2} != set(found["growth"].values())
+    assert list(found) == ["uniform", "growth", "EVA"]
+
+
 def test_readme(tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to train, one after the other, on another backbone."""
     monkeypatch.chdir(tmp_path)

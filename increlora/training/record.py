@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 """How far a stored metric may be from the recomputed one; STS-B's were once computed in float32."""
 
 ABANDONED_SECONDS = 600.0
-"""Age of a temporary file that nobody is writing any more."""
+"""Age at which a temporary file counts as left by a writer that was killed."""
 
 Predictions = dict[str, list[int | float]]
 """Class index or score of every example, by evaluation split."""
@@ -108,7 +108,7 @@ class Score(_Block):
 
 
 class Parameters(_Block):
-    """How many numbers train."""
+    """How many parameters train."""
 
     trainable: int
     """At the end, without the head, except for full fine-tuning."""
@@ -121,7 +121,7 @@ class Parameters(_Block):
 
 
 class Cost(_Block):
-    """What it took."""
+    """What the run cost."""
 
     wall_seconds: float
     train_seconds: float
@@ -129,9 +129,9 @@ class Cost(_Block):
     """Median time of an optimizer step."""
     peak_memory_mb: float | None
     optimizer_state: int
-    """Most numbers that the optimizer held."""
+    """The most floating-point values that the optimizer held."""
     peak_trainable: int
-    """Most numbers that received a gradient."""
+    """The most parameters that received a gradient."""
     device: str
     threads: int
     processes: int

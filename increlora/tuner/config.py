@@ -58,7 +58,7 @@ CODE_RANKS_PER_EVENT = {2: 1, 4: 2, 6: 3, 8: 4}
 class IncreLoraConfig(PeftConfig):
     """IncreLoRA adapter: ranks grow during training where the importance is highest.
 
-    The defaults are the equations of the paper; :meth:`from_preset` gives the authors' code as well.
+    The defaults are the equations of the paper; `from_preset` gives the authors' code as well.
 
     Args:
         target_modules: names or a regular expression of the linear and embedding layers to adapt, as in ``LoraConfig``.
@@ -261,7 +261,7 @@ class IncreLoraConfig(PeftConfig):
 
         Args:
             preset: ``"paper"`` or ``"code"`` (FeiyuZhang98/IncreLoRA).
-            overrides: fields of :class:`IncreLoraConfig`.
+            overrides: fields of `IncreLoraConfig`.
         """
         if preset == "paper":
             return cls(**overrides)

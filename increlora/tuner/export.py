@@ -1,4 +1,4 @@
-"""Handing an adapter on: as plain LoRA that needs only PEFT, or as a rank distribution to train LoRA from anew."""
+"""Passing an adapter on: as plain LoRA that needs only PEFT, or as a rank distribution to train LoRA from anew."""
 
 from __future__ import annotations
 

@@ -270,7 +270,7 @@ class RankAllocator:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; the active components have been loaded before.
+        """Restore `state_dict`; the active components have been loaded before.
 
         Raises:
             IncreLoraError: the loaded adapter has other ranks than the state.
@@ -311,8 +311,8 @@ class RankAllocator:
         """A backward pass has begun that is the first of its optimizer step."""
         if not self._allocated and not self.finished:
             self._say(
-                "ranks do not grow, because nobody calls update_and_allocate(step) after the backward pass: call it, "
-                "add IncreLoraCallback to the Trainer, or set target_r=None"
+                "ranks are not growing: update_and_allocate(step) is never called after the backward pass; call it, add "
+                "IncreLoraCallback to the Trainer, or set target_r=None"
             )
         if not self._allocated:
             for layer in self.layers.values():
@@ -341,8 +341,8 @@ class RankAllocator:
         if not all(arrived):
             silent = [name for name, one in zip(self.layers, arrived, strict=True) if not one]
             raise IncreLoraError(
-                f"no gradient reached {silent[0]} (and {len(silent) - 1} more modules) in a step that is scored: was "
-                "`update_and_allocate` called without a backward pass, is the model in eval mode (call model.train()), "
+                f"no gradient reached {len(silent)} of {len(arrived)} modules in a step that is scored, {silent[0]} "
+                "among them: was `update_and_allocate` called without a backward pass, is the model in eval mode (call model.train()), "
                 "or is the module not used in the forward pass?"
             )
         if max(passes) > 1:
@@ -396,9 +396,8 @@ class RankAllocator:
         if not full or self.finished:
             return
         if self.budget is not None and self.total_rank > self.budget and self.config.allow_overshoot:
-            for (
-                layer
-            ) in self.layers.values():  # as in the authors' code, an overshot budget never runs the closing step
+            # as in the authors' code, an overshot budget never runs the closing step
+            for layer in self.layers.values():
                 part = layer.components[self.adapter]
                 part.growing, part.recorder = False, None
             return

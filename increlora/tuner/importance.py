@@ -57,15 +57,15 @@ class UpdateGradient:
     """Receives ``grad(dW)`` of one module and reduces it to the score ``S`` of an optimizer step.
 
     With ``hold=False`` every backward pass is reduced as it arrives and the matrix is dropped. With ``hold=True``
-    (gradient accumulation, several processes) the matrix is summed until :meth:`take`, because the absolute value may
+    (gradient accumulation, several processes) the matrix is summed until `take`, because the absolute value may
     only be taken of the complete sum.
 
     Args:
         like: a tensor of the adapter, for device and dtype.
         shape: ``(out, in)``.
         update: returns some rows of the current update matrix ``dW``.
-        reduction: ``"mean"`` or ``"sum_sqrt"``, see :class:`IncreLoraConfig`.
-        hold: keep the matrix until :meth:`take`.
+        reduction: ``"mean"`` or ``"sum_sqrt"``, see `IncreLoraConfig`.
+        hold: keep the matrix until `take`.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class UpdateGradient:
 
     @property
     def passes(self) -> int:
-        """Backward passes that have arrived since the last :meth:`take`; with ``hold`` their sum counts as one."""
+        """Backward passes that have arrived since the last `take`; with ``hold`` their sum counts as one."""
         return len(self._scores) + (self.receiver.grad is not None)
 
     def clear(self) -> None:

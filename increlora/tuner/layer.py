@@ -377,7 +377,7 @@ class IncreLoraLayer(BaseTunerLayer):
         return {**state, "importance": components.importance.tolist(), "capacity": self.capacity(adapter), "step": step}
 
     def load_growth_state(self, adapter: str, state: dict[str, Any]) -> None:
-        """Restore what :meth:`growth_state` returned; the rows are to be filled by the caller."""
+        """Restore what `growth_state` returned; the rows are to be filled by the caller."""
         if "capacity" not in state:  # of an adapter that does not grow, while this one may
             self.set_rank(adapter, state["rank"])
             return
@@ -423,7 +423,7 @@ class _State(nn.Module):
         return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing is left to do after :meth:`IncreLoraLayer.take_state`."""
+        """Nothing is left to do after `IncreLoraLayer.take_state`."""
 
 
 class _Update:

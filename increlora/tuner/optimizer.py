@@ -301,9 +301,8 @@ class IncreLoraAdamW(torch.optim.AdamW):
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         for parameter, index in zip(parameters, indices, strict=True):
             saved = state_dict["state"].get(index)
-            if (
-                saved is not None and parameter in self._components
-            ):  # torch casts what it loads to the parameter's dtype
+            # torch casts what it loads to the parameter's device and dtype
+            if saved is not None and parameter in self._components:
                 for name in PER_COMPONENT & saved.keys():
                     self.state[parameter][name] = saved[name].to("cpu", copy=True)
 

@@ -265,7 +265,7 @@ def other_ranks_in_each_process() -> str:
 
 
 def test_other_ranks_are_refused(tmp_path: Path) -> None:
-    assert all("not the same ranks" in text for text in in_two_processes(tmp_path, other_ranks_in_each_process))
+    assert all("not have the same ranks" in text for text in in_two_processes(tmp_path, other_ranks_in_each_process))
 
 
 def sharded() -> str:

@@ -311,8 +311,8 @@ class RankAllocator:
         """A backward pass has begun that is the first of its optimizer step."""
         if not self._allocated and not self.finished:
             self._say(
-                "ranks are not growing: update_and_allocate(step) is never called after the backward pass; call it, add "
-                "IncreLoraCallback to the Trainer, or set target_r=None"
+                "ranks are not growing: update_and_allocate(step) is never called after the backward pass; call it, "
+                "add IncreLoraCallback to the Trainer, or set target_r=None"
             )
         if not self._allocated:
             for layer in self.layers.values():
@@ -341,9 +341,9 @@ class RankAllocator:
         if not all(arrived):
             silent = [name for name, one in zip(self.layers, arrived, strict=True) if not one]
             raise IncreLoraError(
-                f"no gradient reached {len(silent)} of {len(arrived)} modules in a step that is scored, {silent[0]} "
-                "among them: was `update_and_allocate` called without a backward pass, is the model in eval mode (call model.train()), "
-                "or is the module not used in the forward pass?"
+                f"no gradient reached {len(silent)} of {len(arrived)} modules in a step that is scored, "
+                f"{silent[0]} among them: was `update_and_allocate` called without a backward pass, is the model in eval "
+                "mode (call model.train()), or is the module not used in the forward pass?"
             )
         if max(passes) > 1:
             raise IncreLoraError(

@@ -68,8 +68,8 @@ def check_equal(adapter: str, layers: Sequence[IncreLoraLayer]) -> None:
     (differs,) = anywhere([not torch.allclose(first, mine, rtol=1e-6)], device)
     if differs:
         raise IncreLoraError(
-            f"adapter {adapter!r} does not have the same ranks and values in all processes: load the same adapter in "
-            "each of them, or wrap the model in DistributedDataParallel, which starts them equal"
+            f"adapter {adapter!r} does not have the same ranks and values in all processes: load the same adapter "
+            "in each of them, or wrap the model in DistributedDataParallel, which starts them equal"
         )
     seeds = torch.tensor([part.seed for part in parts], device=device)
     dist.broadcast(seeds, src=0)

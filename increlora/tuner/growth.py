@@ -342,8 +342,8 @@ class RankAllocator:
             silent = [name for name, one in zip(self.layers, arrived, strict=True) if not one]
             raise IncreLoraError(
                 f"no gradient reached {len(silent)} of {len(arrived)} modules in a step that is scored, "
-                f"{silent[0]} among them: was `update_and_allocate` called without a backward pass, is the model in eval "
-                "mode (call model.train()), or is the module not used in the forward pass?"
+                f"{silent[0]} among them: was `update_and_allocate` called without a backward pass, is the model in "
+                "eval mode (call model.train()), or is the module not used in the forward pass?"
             )
         if max(passes) > 1:
             raise IncreLoraError(

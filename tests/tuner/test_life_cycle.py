@@ -577,6 +577,12 @@ def test_a_refused_adapter_leaves_nothing_behind(model: PeftModel) -> None:
             model.add_adapter("second", bad)
         assert list(model.peft_config) == ["default"]
         assert model.state_dict().keys() == state.keys()
+        base = deberta()
+        with pytest.raises((ConfigError, TypeError)):
+            get_peft_model(base, bad)
+        assert base.state_dict().keys() == deberta().state_dict().keys()
+    with pytest.raises(ValueError, match="already exists"):
+        model.add_adapter("default", adapter())
     model.add_adapter("second", adapter(target_r=2))
     assert set(model.rank_distribution("second").values()) == {1}
 

@@ -68,6 +68,14 @@ def test_grows_saves_exports_and_merges(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(out(model.merge_and_unload()), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_biases_belong_to_one_adapter() -> None:
+    model = adapted(bias="all")
+    with pytest.raises(ValueError, match="bias"):
+        model.add_adapter("second", IncreLoraConfig(target_modules=["q_proj"], bias="all"))
+    with pytest.warns(UserWarning, match="bias"), model.disable_adapter():
+        pass
+
+
 def test_embedding_gradient_equals_that_of_one_hot_inputs() -> None:
     model = adapted(target_modules=["embed_tokens"])
     layer = find_allocator(model).layers["model.embed_tokens"]

@@ -68,7 +68,6 @@ def check(stranger: Ask, folder: Path, **changes: object) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="`check` does not look at what the Hub has", raises=AssertionError)
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -96,7 +95,6 @@ def test_a_model_that_cannot_be_trained(
     assert not Path("harmed").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="`check` does not look at what the Hub has", raises=AssertionError)
 @pytest.mark.parametrize("name", ["nobody/nothing", MODEL])
 def test_a_data_set_that_is_none(stranger: Ask, tmp_path: Path, name: str) -> None:
     code, text = check(stranger, tmp_path, data={"name": name})
@@ -105,7 +103,6 @@ def test_a_data_set_that_is_none(stranger: Ask, tmp_path: Path, name: str) -> No
     assert text.count("\n") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="`check` does not look at what the Hub has", raises=AssertionError)
 def test_a_task_that_is_missing(hub: Hub, stranger: Ask, tmp_path: Path) -> None:
     from tests.hub.repositories import glue
 
@@ -116,7 +113,6 @@ def test_a_task_that_is_missing(hub: Hub, stranger: Ask, tmp_path: Path) -> None
     assert text.count("\n") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="`check` does not look at what the Hub has", raises=AssertionError)
 def test_no_hub_and_no_cache(hub: Hub, stranger: Ask, tmp_path: Path) -> None:
     for offline, told in ((True, "HF_HUB_OFFLINE"), (False, hub.endpoint)):
         hub.shutdown()

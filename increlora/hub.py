@@ -50,14 +50,14 @@ def unavailable(block: str, name: str, error: Exception, part: str = "") -> Conf
         chain.append(inner)
     field, at = f"{block}.name", constants.ENDPOINT
     reason = " ".join(str(error).split())[:300]
-    if _any(chain, errors.RevisionNotFoundError):
+    if constants.HF_HUB_OFFLINE:
+        told = f"not in the cache, and HF_HUB_OFFLINE is set; unset it, or fetch it where {at} can be reached"
+    elif _any(chain, errors.RevisionNotFoundError):
         field, told = f"{block}.revision", f"there is no such revision at {at}"
     elif _any(chain, errors.GatedRepoError):
         told = f"its owner gives access on request at {at}/{name}; then set HF_TOKEN"
-    elif _any(chain, errors.RepositoryNotFoundError):
+    elif _any(chain, errors.RepositoryNotFoundError) or type(error).__name__ == "DatasetNotFoundError":
         told = f"there is none at {at}; if it is private, set HF_TOKEN"
-    elif constants.HF_HUB_OFFLINE:
-        told = f"not in the cache, and HF_HUB_OFFLINE is set; unset it, or fetch it where {at} can be reached"
     elif _any(chain, errors.LocalEntryNotFoundError, ConnectionError):
         told = f"not in the cache, and {at} cannot be reached"
     else:

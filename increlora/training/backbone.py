@@ -114,7 +114,7 @@ def _loading(field: str, message: str) -> Iterator[None]:
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ConfigError(field, f"{message}: it needs code of its own (`auto_map`), which is never run") from error
-        reason = next(iter(str(error).splitlines()), "")
+        reason = " ".join(str(error).split())[:300]
         raise ConfigError(field, f"{message} ({type(error).__name__}: {reason})") from error
 
 
@@ -141,7 +141,7 @@ def location(backbone: Backbone, *, weights: bool = True) -> Path:
     if not (folder / "config.json").is_file():
         raise ConfigError("backbone.name", f"got {backbone.name!r}: the repository has no config.json")
     for patterns in (SAFETENSORS, PICKLES) if weights else ():
-        hub.snapshot(backbone.name, folder.name, patterns)
+        hub.snapshot(backbone.name, folder.name, ("config.json", *patterns))  # it warns where no file matches
         if any((folder / name).is_file() for name in (patterns[0], patterns[-1])):
             break
     return folder

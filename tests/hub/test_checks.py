@@ -58,7 +58,8 @@ def no_weights(folder: Path) -> None:
 
 
 def another_architecture(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": 16}')
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 196}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
 
 
 def check(stranger: Ask, folder: Path, **changes: object) -> tuple[int, str]:

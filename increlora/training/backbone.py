@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -196,14 +197,15 @@ def _set_classifier_dropout(config: Any, dropout: float) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the notice that the head is new (it always is) and the bar over a second's loading."""
+    """Silence the notice that the head is new (it always is), the bar over a second's loading, remarks on pickles."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bar:

@@ -24,8 +24,8 @@ def test_step_time(tmp_path: Path) -> None:
     assert authors["peak_mib"] - lora["peak_mib"] > 12 * 768 * 768 * 4 / 2**20
     scored = {name: side["scored_modules"] for name, side in result["sides"].items() if side["scored_modules"]}
     assert scored == {"IncreLoRA, scored step": 6}
-    # while ranks grow: storage for 40 components in place of 8 (parameter, gradient and two moments), and while a step is
-    # scored no more than one update matrix of a module
+    # while ranks grow: storage for 40 components in place of 8 (parameter, gradient and two moments), and while a step
+    # is scored no more than one update matrix of a module
     growing = result["sides"]["IncreLoRA, scored step"]["peak_mib"] - lora["peak_mib"]
     widths = 4 * (768 + 768) + 2 * (768 + 3072)
     assert growing < ((40 - 8) * widths * 4 + 3072 * 768) * 4 / 2**20 + 1

@@ -13,7 +13,7 @@ import pytest
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
-from increlora import find_tuner
+from increlora import find_allocator
 from tests.conftest import TARGETS
 from tests.study_helpers import ROOT
 
@@ -40,6 +40,17 @@ def test_plain_loop(tiny_backbone: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "gained rank" in capsys.readouterr().out
 
 
+def test_find_ranks(tiny_backbone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three distributions of one budget, and what they took."""
+    found = example("find_ranks").main(["--model", str(tiny_backbone), "--steps", "10", "--search-steps", "40"])
+    printed = capsys.readouterr().out
+    for name, ranks in found.items():
+        assert name in printed
+        assert sum(ranks.values()) == 2 * 12
+    assert set(found["uniform"].values()) == {2} != set(found["growth"].values())
+    assert list(found) == ["uniform", "growth", "EVA"]
+
+
 def test_readme(tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to train, one after the other, on another backbone."""
     monkeypatch.chdir(tmp_path)
@@ -58,4 +69,4 @@ def test_readme(tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     loader = DataLoader(rows, batch_size=8, collate_fn=default_data_collator)
     names["batches"] = (batch for _ in range(15) for batch in loader)
     exec(in_a_loop, names)
-    assert find_tuner(names["model"]).growth["default"].finished
+    assert find_allocator(names["model"]).finished

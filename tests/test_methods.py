@@ -464,7 +464,7 @@ def test_possible_budgets_pass():
     ("pattern", "message"),
     [
         ("nothing", "matches no module"),
-        ("(", "no regular expression"),
+        ("(", "not a valid regular expression"),
         (r".*\.output", "not a Linear"),
         (r".*dense", "of the head"),
     ],
@@ -502,7 +502,7 @@ def test_increlora_options_are_fields_of_the_tuner():
     [
         ("increlora", {"top_hh": 3}, "top_hh", "did you mean 'top_h'"),
         ("increlora", {"deltaT": "five"}, "deltaT", "valid integer"),
-        ("increlora", {"deltaT": True}, "deltaT", "valid integer"),
+        ("increlora", {"deltaT": True}, "deltaT", "deltaT: got True: a number is needed"),
         ("increlora", {"init_std": float("inf")}, "init_std", "finite"),
         ("increlora", {"beta1": 1.0}, "beta1", "between 0 and 1"),
         ("increlora", {"target_r": 4}, "target_r", "unknown"),

@@ -285,7 +285,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"study": "x" * 300}, "study", "..."),
     ({"backbone": {"name": "x$(id)"}}, "backbone.name", "x$(id)"),
     ({"backbone": {"name": "a/../b"}}, "backbone.name", "a/../b"),
-    ({"backbone": {"target_modules": "("}}, "backbone.target_modules", "no regular expression"),
+    ({"backbone": {"target_modules": "("}}, "backbone.target_modules", "not a valid regular expression"),
     ({"methods": {"lora": {"title": "two\nlines"}}}, "methods.lora.title", "two"),
     ({"grid": {"methods": {"lorra": {"learning_rate": [1]}}}}, "grid.methods", "did you mean 'lora'"),
     ({"grid": {"methods": {"lora": {"learning_rate": []}}}}, "grid.methods.lora.learning_rate", "at least 1"),

@@ -1,5 +1,5 @@
 """GLUE's metrics, by scikit-learn and SciPy. Training goes through `evaluate` and the module `glue_metric` beside this
-file, which calls `of_split`; checking a finished record calls it directly and is spared the import of `evaluate`.
+file, which calls `of_split`; checking a finished record calls it directly, without importing `evaluate`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _module(task: str) -> Any:
 def compute(task: str, predictions: Labels, references: Labels) -> dict[str, float]:
     """Metrics of one task through `evaluate`, as fractions over all evaluation splits, by the keys of `Task.metrics`.
 
-    A correlation that is undefined because predictions or labels are constant counts as 0: it explains nothing.
+    A correlation that is undefined because predictions or labels are constant counts as 0.
     """
     return _over_splits(
         task, predictions, references, lambda guess, gold: _module(task).compute(predictions=guess, references=gold)

@@ -47,17 +47,13 @@ class AdaLoraSchedule:
 
 
 class AdaLoraOptions(RankOptions):
-    """AdaLoRA (arXiv 2303.10512). Options carry PEFT's names; in the authors' scripts they are called
-
-    ================== ===================================================================
-    ``init_r``          ``lora_r``
-    ``tinit``           ``init_warmup``: the first steps, at the initial rank
-    ``tfinal``          ``final_warmup``: the *last* steps, at the final ranks; it counts back from the end of training
-    ``deltaT``          ``mask_interval``
-    ``orth_reg_weight`` ``reg_orth_coef``
-    ================== ===================================================================
+    """AdaLoRA (arXiv 2303.10512).
 
     Between `tinit` and ``total_steps - tfinal`` the total rank falls along a cubic curve.
+
+    Options have PEFT's names. The authors' scripts call `init_r` ``lora_r``, `tinit` ``init_warmup``, `tfinal`
+    ``final_warmup`` (it counts back from the end of training), `deltaT` ``mask_interval`` and `orth_reg_weight`
+    ``reg_orth_coef``.
     """
 
     init_r: int | None = Field(default=None, ge=1)

@@ -1,7 +1,7 @@
 """An adapted model as the training loop sees it, whatever the method.
 
 The loop calls the model, adds `Adaptation.penalty` to its loss, calls the two step hooks and asks for counts, ranks and
-state. A method overrides what differs from the plain case: train what requires a gradient with AdamW.
+state. A method overrides what differs from the plain case, AdamW on everything that requires a gradient.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _NOT_IN_USE = re.compile(r"\.(original_module|ranknum)\.")
 
 
 class AllocationError(IncreLoraError):
-    """A method that should have moved ranks did not, or left its budget: the run is not what its name says."""
+    """A method that allocates ranks moved none, or exceeded its budget: the run is not what its name says."""
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers, not tensors.
+    """How many parameters a model has, counted as scalars.
 
     Attributes:
         trainable: those that train and are active now; without the head, except for full fine-tuning.
@@ -48,7 +48,7 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class Setup(Generic[OptionsT]):
-    """What a method gets to prepare a model.
+    """What a method is given to prepare a model.
 
     Attributes:
         model: a Transformers sequence classification model, which the method changes in place.
@@ -83,7 +83,7 @@ class Adaptation:
         model: called as ``model(**batch)``, returns an output with ``.logits`` and, given labels, the task's ``.loss``.
         recipe: the training to come.
         head: names of the head's parameters in `model`.
-        budget_parameters: trainable numbers at the nominal budget, which `parameters` is held against; set by
+        budget_parameters: trainable parameters at the nominal budget, which `parameters` is compared with; set by
             `increlora.methods.registry.prepare`.
         counts_head: whether `parameters` counts the head as trainable (full fine-tuning only).
     """
@@ -137,12 +137,12 @@ class Adaptation:
         return ParameterCount(trainable=self.peak_trainable(), head=head, total=total)
 
     def peak_trainable(self) -> int:
-        """Most numbers that receive a gradient at any time of the training; the head counts as in `parameters`."""
+        """The most parameters that receive a gradient at any point of training; the head counts as in `parameters`."""
         trainable = self.named_trainable()
         return sum(p.numel() for name, p in trainable.items() if self.counts_head or name not in self.head)
 
     def optimizer_numbers(self, optimizer: torch.optim.Optimizer) -> int:
-        """How many numbers the optimizer holds."""
+        """How many floating-point values the optimizer's state holds."""
         return numbers_in(optimizer.state_dict()["state"])
 
     def ranks(self) -> dict[str, int] | None:
@@ -180,7 +180,7 @@ class Adaptation:
                 parameter.copy_(weights[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an interrupted training needs to continue exactly, besides optimizer, scheduler and random state.
+        """Everything an interrupted run needs to continue exactly, apart from optimizer, scheduler and random state.
 
         Tensors, numbers, strings and containers of them only, so that ``torch.load(weights_only=True)`` reads it.
         """
@@ -195,7 +195,7 @@ class Adaptation:
         """Called once after training.
 
         Raises:
-            AllocationError: ranks never moved although the method is about moving them, or the budget is exceeded.
+            AllocationError: the method allocates ranks but moved none, or the budget is exceeded.
         """
 
     def _method_state(self) -> dict[str, Any]:
@@ -245,7 +245,9 @@ def target_shapes(model: nn.Module, target_modules: str) -> dict[str, tuple[int,
     try:
         pattern = re.compile(target_modules)
     except re.error as error:
-        raise ConfigError("backbone.target_modules", f"{target_modules!r} is no regular expression: {error}") from None
+        raise ConfigError(
+            "backbone.target_modules", f"{target_modules!r} is not a valid regular expression: {error}"
+        ) from None
     head = tuple(f"{name}." for name in head_modules(model))
     shapes = {}
     for name, module in model.named_modules():
@@ -274,7 +276,7 @@ def undecayed(model: nn.Module) -> set[str]:
 
 
 def numbers_in(state: Any) -> int:
-    """How many floating-point numbers a nested optimizer state holds, step counters aside."""
+    """How many floating-point values a nested optimizer state holds, step counters aside."""
     if isinstance(state, Mapping):
         return sum(numbers_in(value) for key, value in state.items() if key != "step")
     if isinstance(state, list | tuple):

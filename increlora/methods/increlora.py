@@ -1,7 +1,7 @@
 """IncreLoRA (arXiv 2308.12043) and its ablations, by the package's own tuner. Only this file calls `increlora.tuner`.
 
 The options are the fields of `increlora.tuner.IncreLoraConfig`. `TunerOptions.check` validates them by making one,
-before any training; reading a config takes them as they are, because that class cannot be had without importing PEFT.
+before any training; reading a config takes them as they are, because importing that class imports PEFT.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SET_BY_THE_STUDY = {
 
 
 class TunerOptions(Options):
-    """Fields of `increlora.tuner.IncreLoraConfig`, and the preset that those which are null follow."""
+    """Fields of `increlora.tuner.IncreLoraConfig`, and the preset that decides those left null."""
 
     model_config = ConfigDict(extra="allow")
 

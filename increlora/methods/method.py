@@ -1,7 +1,7 @@
-"""What a method is: its registry entry, its options, and what it may know of a training.
+"""What a method is: its registry entry, its options, and what it may know about a training run.
 
-Every method's file is imported whenever a config is read. None of them, and nothing that they import at the top, may
-import torch (two seconds) or PEFT (five): functions that need them import them.
+Every method's file is imported whenever a config is read, so none may import torch (two seconds) or PEFT (five) at
+module level, directly or indirectly; functions that need them import them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class Options(Block):
-    """Options of one method, what may stand under `methods.<variant>.options` in a config. Without fields: none."""
+    """Options of one method: what a config may set under `methods.<variant>.options`. Without fields there are none."""
 
     def check(self, budget: int | None, recipe: Recipe, shapes: Shapes, field: str = "options") -> None:
-        """Raise `ConfigError` if this budget cannot be had with this recipe on modules of these shapes.
+        """Raise `ConfigError` if this budget is impossible with this recipe on matrices of these shapes.
 
         Args:
-            budget: rank per module or bottleneck width, at least 1 (the registry has seen to that).
+            budget: rank per module or bottleneck width, at least 1 (the registry checks that).
             recipe: the training to come.
             shapes: the adapted matrices.
             field: dotted path of these options, for the message.
@@ -35,7 +35,7 @@ class Options(Block):
 
 
 class RankOptions(Options):
-    """What every method with a low-rank update has in common."""
+    """Options that all methods with a low-rank update share."""
 
     lora_alpha: int = Field(default=16, ge=1)
     """Numerator of the update's scale, alpha / rank."""
@@ -68,13 +68,13 @@ class Recipe:
 
 
 class Budget(NamedTuple):
-    """What a budget of a method is."""
+    """What a method's budget measures."""
 
     name: Literal["rank", "bottleneck"]
     symbol: str
     """How tables abbreviate it: r = 8, d = 32."""
     is_common: bool
-    """Whether equal budgets of different methods mean the same."""
+    """Whether equal budgets of this kind are comparable between methods."""
 
 
 RANK = Budget("rank", "r", is_common=True)
@@ -91,10 +91,10 @@ class Look(NamedTuple):
 
 
 class PaperMemory(NamedTuple):
-    """The paper's count of the numbers that training keeps: parameters that train, and AdamW's two moments of each."""
+    """The paper's count of the values that training keeps: each trainable parameter and AdamW's two moments of it."""
 
     formula: str
-    """In m, the numbers that one rank adds in every adapted matrix, and r, the average rank."""
+    """In terms of m, the parameters that one rank adds over all adapted matrices, and r, the average rank."""
     numbers: Callable[[float, int], float]
     """The formula as a function of m and r."""
     note: str = ""
@@ -114,21 +114,21 @@ class Component(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One way to fine-tune: everything that a config, plan, table or figure needs to know of it.
+    """One way to fine-tune: everything that a config, plan, table or figure needs to know about it.
 
     Attributes:
         kind: its name in configs.
         title: how tables print it.
         budget: what a budget of it is; None if it has none.
-        parameters: trainable numbers at a budget, the head not counted, from the shapes of the adapted matrices;
+        parameters: trainable parameters at a budget, without the head, from the shapes of the adapted matrices;
             ``"build"`` for a method that is counted by adapting a model without weights.
         prepare: adapts ``setup.model`` in place, leaves ``requires_grad`` on exactly what trains, the head included.
         look: in figures.
         options: model of its options.
         allocates: whether its runs end with a rank per module that was found in training.
         needs_ranks: whether it starts from such a distribution of a finished run.
-        passes: products per token and parameter of a training step: 2 forward and 2 for the gradients of the
-            activations; 2 more where every matrix trains.
+        passes: floating-point operations per token and parameter of a training step: 2 forward, 2 for the gradients of
+            the activations, and 2 more where every matrix trains.
         overhead: time of its training step as a multiple of LoRA's, for the plan.
         paper_memory: None where the paper gives no formula.
         components: what Table 2 ablates.
@@ -155,7 +155,7 @@ class Method:
 
 
 def check_rank(rank: int | None, shapes: Shapes, field: str) -> None:
-    """Raise `ConfigError` for a rank that one of the matrices cannot have."""
+    """Raise `ConfigError` for a rank above that of one of the matrices."""
     for name, (rows, columns) in shapes.items():
         if rank is not None and rank > min(rows, columns):
             raise ConfigError(field, f"rank {rank} exceeds that of {name}, a {rows} x {columns} matrix")
@@ -173,5 +173,6 @@ def options_error(error: ValidationError, model: type[BaseModel], prefix: str = 
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         return unknown(f"{prefix}{name}", name, model.model_fields)
-    allowed = dict.fromkeys(one["msg"] for one in error.errors() if one["loc"][0] == name)  # one per member of a union
-    return ConfigError(f"{prefix}{name}", f"{' or '.join(allowed)}, not {first['input']!r}")
+    found = [one["msg"] for one in error.errors() if one["loc"][0] == name]  # one per member of a union
+    allowed = dict.fromkeys(message.removeprefix("Value error, ") for message in found)
+    return ConfigError(f"{prefix}{name}", f"got {first['input']!r}: {' or '.join(allowed)}")

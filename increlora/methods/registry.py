@@ -39,7 +39,7 @@ METHODS: dict[str, Method] = {
 """Every method by kind, in the order of the paper's Table 1."""
 
 REFERENCE = METHODS["lora"]
-"""The method that costs are given as multiples of."""
+"""Costs are given as multiples of this method's."""
 
 
 def get_method(kind: str, field: str = "kind") -> Method:
@@ -63,7 +63,7 @@ def validate_options(kind: str, options: Mapping[str, Any], field_prefix: str = 
 
     Raises:
         ConfigError: names the first option that is unknown or wrong, and what is allowed. Options of IncreLoRA are
-            looked at by `check_budget` only, which imports PEFT.
+            checked by `check_budget` only, which imports PEFT.
     """
     model = get_method(kind).options
     try:
@@ -80,7 +80,7 @@ def check_budget(
     shapes: Shapes,
     field_prefix: str = "options",
 ) -> None:
-    """Refuse a budget that a method cannot have on this backbone in this training.
+    """Refuse a budget that is impossible for a method on this backbone in this training.
 
     Args:
         kind: name of the method.

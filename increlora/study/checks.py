@@ -49,7 +49,7 @@ def _backbone(study: Study) -> None:
     try:
         re.compile(backbone.target_modules or "")
     except re.error as error:
-        raise ConfigError("backbone.target_modules", f"is no regular expression ({error})") from None
+        raise ConfigError("backbone.target_modules", f"is not a valid regular expression ({error})") from None
     if backbone.pretrain is not None:
         pretrain_settings(study)
     if backbone.path is None:

@@ -1,4 +1,4 @@
-"""Checkpoints of an unfinished run: one file per digest, replaced whole, so a kill at any moment leaves a good one.
+"""Checkpoints of an unfinished run: one file per digest, replaced atomically: a kill at any moment leaves a valid one.
 
 Written by hand, and not by Transformers or accelerate, because a resumed run has to give the same bits: the file holds
 the state of every random generator and of a method's allocation beside weights and optimizer.
@@ -55,7 +55,7 @@ class Checkpoint:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             return state if state["digest"] == self.digest else None
         except Exception as error:  # of many types; none may stop the run
-            logger.warning("%s is no checkpoint (%s); starting anew", self.path, type(error).__name__)
+            logger.warning("%s is not a valid checkpoint (%s); starting anew", self.path, type(error).__name__)
             return None
 
     def delete(self) -> None:

@@ -35,7 +35,7 @@ _LATER = (
 """Fields that the first records did not have. Unset they are not written, so that a restored record is its old file."""
 
 ABANDONED_SECONDS = 600.0
-"""Age of a temporary file that nobody is writing any more."""
+"""Age at which a temporary file counts as left by a writer that was killed."""
 
 Predictions = dict[str, list[int | float]]
 """Class index or score of every example, by evaluation split."""
@@ -116,7 +116,7 @@ class Score(_Block):
 
 
 class Parameters(_Block):
-    """How many numbers train."""
+    """How many parameters train."""
 
     trainable: int
     """At the end, without the head, except for full fine-tuning."""
@@ -129,7 +129,7 @@ class Parameters(_Block):
 
 
 class Cost(_Block):
-    """What it took."""
+    """What the run cost."""
 
     wall_seconds: float
     train_seconds: float
@@ -137,9 +137,9 @@ class Cost(_Block):
     """Median time of an optimizer step."""
     peak_memory_mb: float | None
     optimizer_state: int
-    """Most numbers that the optimizer held."""
+    """The most floating-point values that the optimizer held."""
     peak_trainable: int
-    """Most numbers that received a gradient."""
+    """The most parameters that received a gradient."""
     device: str
     threads: int
     processes: int

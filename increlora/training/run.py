@@ -63,8 +63,8 @@ class Progress:
         losses: training losses since the last evaluation.
         seconds: training time of earlier sessions of this run.
         step_seconds: time of every optimizer step.
-        peak_memory: bytes at the peak of the step that was measured, where the device does not tell.
-        optimizer_state: the most numbers that the optimizer has kept.
+        peak_memory: bytes at the peak of one measured step, on devices that keep no statistics of their own.
+        optimizer_state: the most floating-point values that the optimizer has kept.
         status: ``completed`` until proven otherwise.
     """
 
@@ -93,7 +93,7 @@ def run(
     """Train and evaluate; continue from a checkpoint of the same settings if there is one.
 
     Args:
-        settings: all that decides the result.
+        settings: everything that decides the result.
         ranks: final ranks of the run named by ``settings.ranks_from``.
         progress: show a bar with the time left (on a terminal only).
         checkpoint_seconds: time between two checkpoints.
@@ -140,7 +140,6 @@ class _Run:
         self.adaptation = self._adapt()
         self.checkpoint = Checkpoint(settings.digest)
         self.progress = Progress()
-        self.trained_since: tuple[int, list[nn.Parameter]] = (-1, [])  # number of growth events, what trains since
         self.writer = _tensorboard(tensorboard, settings) if self.group.is_first else None
 
     # ------------------------------------------------------------ preparation
@@ -231,6 +230,7 @@ class _Run:
         if progress.step == 0:
             self._note_orthogonality()
         adaptation.model.train()
+        self.trained = [p for p in adaptation.model.parameters() if p.requires_grad]  # no method replaces any of them
         bar = tqdm(
             total=self.total,
             initial=progress.step,
@@ -286,7 +286,7 @@ class _Run:
         loss = self._gradients(rows)
         if math.isfinite(loss):
             if max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(self._with_gradient(), max_grad_norm)
+                nn.utils.clip_grad_norm_(self.trained, max_grad_norm)
             self.progress.step += 1
             adaptation.before_step(self.progress.step)
             optimizer.step()
@@ -294,14 +294,6 @@ class _Run:
             adaptation.after_step(self.progress.step)
             optimizer.zero_grad()
         return loss
-
-    def _with_gradient(self) -> list[nn.Parameter]:
-        """Parameters that have a gradient, in the model's order. Only an event of growth can replace any of them."""
-        events = len(self.adaptation.events())
-        if events != self.trained_since[0]:
-            trained = [p for p in self.adaptation.model.parameters() if p.requires_grad]
-            self.trained_since = (events, trained)
-        return [p for p in self.trained_since[1] if p.grad is not None]
 
     def _peak_memory_mb(self) -> float | None:
         if self.device.type == "cuda":
@@ -404,7 +396,7 @@ class _Run:
             self.progress.orthogonality.append({"step": self.progress.step, "A": values[0], "B": values[1]})
 
     def _note_optimizer_state(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the largest number of moments: a growing method has more of them than it ends with."""
+        """Keep the largest size of the optimizer's state: a growing method ends with less than it had."""
         now = self.adaptation.optimizer_numbers(optimizer)
         self.progress.optimizer_state = max(self.progress.optimizer_state, now)
 

@@ -1,8 +1,8 @@
 """Finished runs, kept by the digest of their settings.
 
-The workflow manager deletes the declared outputs of a job before it starts it again: when one seed of a cell fails, or
-when a seed is added, the records of all its seeds are gone. The store lies outside of the workflow's reach, so such a
-job finds what is already finished and trains the rest. Because a digest stands for everything that decides a result,
+Snakemake deletes the declared outputs of a job before it starts it again: when one run of a job fails, or one is added,
+the records of all its runs are gone. The store lies outside of Snakemake's reach, so such a job finds what is already
+finished and trains the rest. Because a digest stands for everything that decides a result,
 an entry never goes stale; deleting the whole folder costs time and nothing else.
 """
 
@@ -64,11 +64,11 @@ class Store:
             return None
 
     def put(self, record: Record) -> None:
-        """Keep a finished run; safe against being stopped half-way and against others writing the same run."""
+        """Keep a finished run; safe against interruption and against other writers of the same run."""
         write_record(self.path(record.run.digest), record)
 
     def restore(self, settings: RunSettings) -> Record | None:
-        """The finished run with these settings, under the study and method names of whoever asks for it."""
+        """The finished run with these settings, under the names of study and method that the caller's settings have."""
         record = self.get(settings.digest)
         if record is None:
             return None

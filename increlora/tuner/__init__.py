@@ -1,7 +1,7 @@
 """IncreLoRA as a PEFT tuner.
 
-Read in this order: ``config``, ``layer``, ``importance``, ``allocation``, ``growth``, ``regulariser``, ``optimizer``,
-``model``, ``state``, ``callback``, ``export``, ``rank_search``. Names are loaded on first use.
+Read in this order: ``config``, ``storage``, ``layer``, ``importance``, ``allocation``, ``growth``, ``regulariser``,
+``optimizer``, ``model``, ``state``, ``callback``, ``export``, ``rank_search``. Names are loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything that the Transformers Trainer, and trainers made from it, need: one callback."""
+"""Everything that the Transformers Trainer, and trainers derived from it, need: one callback."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class IncreLoraCallback(TrainerCallback):
         trainer = Trainer(model=model, args=args, train_dataset=data, callbacks=[IncreLoraCallback()])
 
     It tells the allocators how long training lasts and calls ``update_and_allocate`` before every optimizer step.
-    Where ``optim`` is AdamW (the default), :class:`IncreLoraAdamW` takes its place; any other optimizer is used as it
+    Where ``optim`` is AdamW (the default), `IncreLoraAdamW` takes its place; any other optimizer is used as it
     is, with a warning that says what is then not exact. Schedules of every kind work.
 
-    What it logs beside the Trainer's own values, also to TensorBoard: ``increlora/total_rank``, ``increlora/budget``,
+    What it logs besides the Trainer's own values, also to TensorBoard: ``increlora/total_rank``, ``increlora/budget``,
     ``increlora/penalty`` (the weighted regulariser, which is not in the loss), ``increlora/youngest_lr`` (learning rate
     of the components born last) and ``increlora/grown`` (modules that grew since the last log).
     """

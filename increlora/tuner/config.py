@@ -58,7 +58,7 @@ CODE_RANKS_PER_EVENT = {2: 1, 4: 2, 6: 3, 8: 4}
 class IncreLoraConfig(PeftConfig):
     """IncreLoRA adapter: ranks grow during training where the importance is highest.
 
-    The defaults are the equations of the paper; :meth:`from_preset` gives the authors' code as well.
+    The defaults are the equations of the paper; `from_preset` gives the authors' code as well.
 
     Args:
         target_modules: names or a regular expression of the linear and embedding layers to adapt, as in ``LoraConfig``.
@@ -117,6 +117,7 @@ class IncreLoraConfig(PeftConfig):
         allow_overshoot: let ties and ``ranks_per_event`` exceed the budget as the authors' code does.
         total_step: optimizer steps of the whole training, for a loop that does without the Trainer callback and
             ``create_optimizer``, which know better; then set ``deltaT`` too.
+        trainable_token_indices: rows of an embedding that train in full, as in ``LoraConfig``.
         target_parameters: must stay ``None``: IncreLoRA adapts modules, not bare parameters.
 
     Raises:
@@ -160,6 +161,7 @@ class IncreLoraConfig(PeftConfig):
     bias: Bias = "none"
     allow_overshoot: bool = False
     total_step: int | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     target_parameters: list[str] | None = None
 
     def __post_init__(self) -> None:
@@ -259,7 +261,7 @@ class IncreLoraConfig(PeftConfig):
 
         Args:
             preset: ``"paper"`` or ``"code"`` (FeiyuZhang98/IncreLoRA).
-            overrides: fields of :class:`IncreLoraConfig`.
+            overrides: fields of `IncreLoraConfig`.
         """
         if preset == "paper":
             return cls(**overrides)

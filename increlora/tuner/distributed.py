@@ -3,7 +3,7 @@
 The adapter's gradients are averaged by whatever wraps the model, as those of any other parameter. What is left is
 ``grad(dW)``, whose sum over processes has to be complete before its absolute value is taken, and the random draws.
 
-Messages are the same in all processes and in the same order: they never depend on which modules a process happens to
+All processes issue the same collectives in the same order: they never depend on which modules a process happens to
 use.
 """
 
@@ -68,7 +68,7 @@ def check_equal(adapter: str, layers: Sequence[IncreLoraLayer]) -> None:
     (differs,) = anywhere([not torch.allclose(first, mine, rtol=1e-6)], device)
     if differs:
         raise IncreLoraError(
-            f"adapter {adapter!r} has not the same ranks and values in all processes: load the same adapter in each of "
+            f"adapter {adapter!r} does not have the same ranks and values in all processes: load the same adapter in each of "
             "them, or wrap the model in DistributedDataParallel, which starts them equal"
         )
     seeds = torch.tensor([part.seed for part in parts], device=device)

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. The command line prints them as one line, without a traceback."""
+"""Errors that a user can fix. The command line prints them as one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class IncreLoraError(Exception):
-    """Base class of every error that is the user's to mend."""
+    """Base class of every error that the user can fix."""
 
 
 class ConfigError(IncreLoraError, ValueError):

@@ -1,4 +1,4 @@
-"""Handing an adapter on: as plain LoRA that needs only PEFT, or as a rank distribution to train LoRA from anew."""
+"""Passing an adapter on: as plain LoRA that needs only PEFT, or as a rank distribution to train LoRA from anew."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def lora_config(ranks: dict[str, int], *, like: Any = None, **overrides: Any) ->
 
     Args:
         ranks: ``{module name: rank}``, e.g. ``model.rank_distribution()``; modules of rank 0 are left out.
-        like: a config whose task type, base model and ``modules_to_save`` are taken over.
+        like: a config whose task type, base model and what trains beside the ranks (``modules_to_save``, ``bias``,
+            ``trainable_token_indices``) are taken over.
         overrides: fields of ``LoraConfig``.
 
     Raises:
@@ -90,8 +91,10 @@ def lora_config(ranks: dict[str, int], *, like: Any = None, **overrides: Any) ->
         for name, rank in ranks.items()
         if rank != common
     }
-    shared = ("task_type", "base_model_name_or_path", "revision", "modules_to_save")
+    shared = ("task_type", "base_model_name_or_path", "revision", "modules_to_save", "trainable_token_indices", "bias")
     inherited = {} if like is None else {name: getattr(like, name) for name in shared}
+    if inherited.get("bias") == "increlora_only":
+        inherited["bias"] = "lora_only"
     fields: dict[str, Any] = {
         "r": common,
         "lora_alpha": common,
@@ -105,7 +108,7 @@ def lora_config(ranks: dict[str, int], *, like: Any = None, **overrides: Any) ->
 
 
 def _saved_modules(model: nn.Module, adapter: str) -> dict[str, Any]:
-    """Tensors of ``modules_to_save`` under the names that PEFT saves them with."""
+    """Tensors of ``modules_to_save``, biases and tokens under the names that PEFT saves them with."""
     from peft import PeftModel, get_peft_model_state_dict
 
     if not isinstance(model, PeftModel):

@@ -22,14 +22,12 @@ from .errors import IncreLoraError
 from .importance import smooth
 from .layer import ALIGNMENT, KINDS, IncreLoraLayer
 from .regulariser import Regulariser, orthogonality
+from .storage import can_resize, resize_state
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 logger = logging.getLogger(__name__)
-
-PER_COMPONENT = {"step", "birth"}
-"""Entries in the state of `IncreLoraAdamW` that are vectors over components."""
 
 
 class RankAllocator:
@@ -248,6 +246,9 @@ class RankAllocator:
     def watch(self, layer: IncreLoraLayer) -> None:
         """Make sure that the regulariser reaches a layer; called in every training forward pass."""
         self.regulariser.watch(self._names[layer], layer)
+        recorder = layer.components[self.adapter].recorder
+        if recorder is not None:  # the model may have moved since
+            layer.record(self.adapter, hold=recorder.hold)
 
     def restore(self, step: int) -> None:
         """Go on from the ranks and scores that a layer has been given, after optimizer step ``step``."""
@@ -257,8 +258,8 @@ class RankAllocator:
 
     def state_dict(self) -> dict[str, Any]:
         """What continues growth exactly and is not in an adapter saved by PEFT: reserve, scores, events, storage."""
-        state = {}
-        for name, layer in self.layers.items():
+        state: dict[str, Any] = {}
+        for name, layer in self.layers.items() if self.config.grows else ():
             part = layer.components[self.adapter]
             rows = slice(part.rank, part.used)
             state[name] = {
@@ -269,7 +270,7 @@ class RankAllocator:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; the active components have been loaded before.
+        """Restore `state_dict`; the active components have been loaded before.
 
         Raises:
             IncreLoraError: the loaded adapter has other ranks than the state.
@@ -310,8 +311,8 @@ class RankAllocator:
         """A backward pass has begun that is the first of its optimizer step."""
         if not self._allocated and not self.finished:
             self._say(
-                "ranks do not grow, because nobody calls update_and_allocate(step) after the backward pass: call it, "
-                "add IncreLoraCallback to the Trainer, or set target_r=None"
+                "ranks are not growing: update_and_allocate(step) is never called after the backward pass; call it, add "
+                "IncreLoraCallback to the Trainer, or set target_r=None"
             )
         if not self._allocated:
             for layer in self.layers.values():
@@ -340,8 +341,8 @@ class RankAllocator:
         if not all(arrived):
             silent = [name for name, one in zip(self.layers, arrived, strict=True) if not one]
             raise IncreLoraError(
-                f"no gradient reached {silent[0]} (and {len(silent) - 1} more modules) in a step that is scored: was "
-                "`update_and_allocate` called without a backward pass, is the model in eval mode (call model.train()), "
+                f"no gradient reached {len(silent)} of {len(arrived)} modules in a step that is scored, {silent[0]} "
+                "among them: was `update_and_allocate` called without a backward pass, is the model in eval mode (call model.train()), "
                 "or is the module not used in the forward pass?"
             )
         if max(passes) > 1:
@@ -395,9 +396,8 @@ class RankAllocator:
         if not full or self.finished:
             return
         if self.budget is not None and self.total_rank > self.budget and self.config.allow_overshoot:
-            for (
-                layer
-            ) in self.layers.values():  # as in the authors' code, an overshot budget never runs the closing step
+            # as in the authors' code, an overshot budget never runs the closing step
+            for layer in self.layers.values():
                 part = layer.components[self.adapter]
                 part.growing, part.recorder = False, None
             return
@@ -427,11 +427,10 @@ class RankAllocator:
         """Whether all that holds the adapter's tensors can follow a change of their size."""
         if world_size() > 1 or not self._optimizers:
             return False
-        optimizers = [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
         parameters = [
             getattr(layer, f"increlora_{kind}")[self.adapter] for layer in self.layers.values() for kind in KINDS
         ]
-        return all(_follows(optimizer, parameter) for optimizer in optimizers for parameter in parameters)
+        return all(can_resize(one, parameter) for one in self._followed() for parameter in parameters)
 
     def _enlarge(self, name: str, layer: IncreLoraLayer, needed: int) -> None:
         old = layer.capacity(self.adapter)
@@ -442,24 +441,12 @@ class RankAllocator:
         layer.resize(self.adapter, new)
 
     def resize_states(self, parameter: nn.Parameter, shape: torch.Size, dim: int) -> None:
-        """Cut or pad with zeros what optimizers keep per entry of a parameter, or per component, whose size changed.
+        """Have the optimizers follow a parameter whose size along ``dim`` was that of ``shape``."""
+        for optimizer in self._followed():
+            resize_state(optimizer, parameter, shape, dim)
 
-        Args:
-            parameter: in its new size.
-            shape: its old one.
-            dim: the dimension of components.
-        """
-        size = parameter.shape[dim]
-        for reference in self._optimizers:
-            optimizer = reference()
-            state = {} if optimizer is None else optimizer.state.get(parameter, {})
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.dim() > 0:
-                    along = dim if value.shape == shape else 0
-                    keep = min(size, value.shape[along])
-                    new = value.new_zeros([size if axis == along else n for axis, n in enumerate(value.shape)])
-                    new.narrow(along, 0, keep).copy_(value.narrow(along, 0, keep))
-                    state[name] = new
+    def _followed(self) -> list[Optimizer]:
+        return [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
 
     def _say(self, message: str) -> None:
         """Warn, once per adapter and message."""
@@ -494,13 +481,3 @@ def find_allocator(model: nn.Module, adapter: str | None = None) -> RankAllocato
                     return part.allocator
     wanted = "no active IncreLoRA adapter" if adapter is None else f"no IncreLoRA adapter {adapter!r}"
     raise IncreLoraError(f"the model has {wanted}: create one with get_peft_model(model, IncreLoraConfig())")
-
-
-def _follows(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
-    """Whether an optimizer's state of a parameter has the parameter's layout, or is one number per component."""
-    state = optimizer.state.get(parameter, {})
-    return all(
-        value.shape == parameter.shape or name in PER_COMPONENT
-        for name, value in state.items()
-        if isinstance(value, Tensor) and value.dim() > 0
-    )

@@ -28,7 +28,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, inputs: Tensor, receiver: Tensor) -> Tensor:
         ctx.save_for_backward(inputs)
-        ctx.dtype = receiver.dtype
+        ctx.dtype, ctx.shape = receiver.dtype, receiver.shape
         return output.view_as(output)
 
     @staticmethod
@@ -37,13 +37,19 @@ class _Tap(torch.autograd.Function):
         outputs = grads[0].reshape(-1, grads[0].shape[-1])
         if outputs.dtype == torch.float16:  # the scaled sum over tokens overflows long before the adapter's gradients
             outputs = outputs.float()
+        if not inputs.is_floating_point():  # indices stand for one-hot inputs
+            summed = torch.zeros(ctx.shape, dtype=ctx.dtype, device=outputs.device)
+            return grads[0], None, summed.index_add_(1, inputs.reshape(-1), outputs.T.to(ctx.dtype))
         # under autocast the two differ in dtype; the product is then as exact as any other of that backward pass
         tokens = inputs.reshape(-1, inputs.shape[-1]).to(outputs.dtype)
         return grads[0], None, (outputs.T @ tokens).to(ctx.dtype)
 
 
 def tap(output: Tensor, inputs: Tensor, receiver: Tensor) -> Tensor:
-    """``output`` (..., out) unchanged; its gradient times ``inputs`` (..., in) reaches ``receiver`` (out, in)."""
+    """``output`` (..., out) unchanged; its gradient times ``inputs`` reaches ``receiver`` (out, in).
+
+    ``inputs`` is (..., in), or an embedding's indices (...), which stand for one-hot inputs.
+    """
     return _Tap.apply(output, inputs, receiver)
 
 
@@ -51,15 +57,15 @@ class UpdateGradient:
     """Receives ``grad(dW)`` of one module and reduces it to the score ``S`` of an optimizer step.
 
     With ``hold=False`` every backward pass is reduced as it arrives and the matrix is dropped. With ``hold=True``
-    (gradient accumulation, several processes) the matrix is summed until :meth:`take`, because the absolute value may
+    (gradient accumulation, several processes) the matrix is summed until `take`, because the absolute value may
     only be taken of the complete sum.
 
     Args:
         like: a tensor of the adapter, for device and dtype.
         shape: ``(out, in)``.
         update: returns some rows of the current update matrix ``dW``.
-        reduction: ``"mean"`` or ``"sum_sqrt"``, see :class:`IncreLoraConfig`.
-        hold: keep the matrix until :meth:`take`.
+        reduction: ``"mean"`` or ``"sum_sqrt"``, see `IncreLoraConfig`.
+        hold: keep the matrix until `take`.
     """
 
     def __init__(
@@ -86,9 +92,15 @@ class UpdateGradient:
             self._scores.append(self._reduce(receiver.grad))
             receiver.grad = None
 
+    def fits(self, like: Tensor) -> bool:
+        """Whether the receiver has the device and precision of an adapter's tensor."""
+        return self.receiver.device == like.device and self.receiver.dtype == torch.promote_types(
+            like.dtype, torch.float32
+        )
+
     @property
     def passes(self) -> int:
-        """Backward passes that have arrived since the last :meth:`take`; with ``hold`` their sum counts as one."""
+        """Backward passes that have arrived since the last `take`; with ``hold`` their sum counts as one."""
         return len(self._scores) + (self.receiver.grad is not None)
 
     def clear(self) -> None:

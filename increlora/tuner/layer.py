@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .config import IncreLoraConfig
 from .importance import UpdateGradient, tap
+from .storage import resize
 
 if TYPE_CHECKING:
     from .growth import RankAllocator
@@ -108,7 +109,7 @@ class IncreLoraLayer(BaseTunerLayer):
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer
-        self.increlora_state = _State(self)  # before the tensors, so that it is loaded before them
+        self.increlora_state = _State(self)
         self.increlora_A = nn.ParameterDict({})
         self.increlora_B = nn.ParameterDict({})
         self.increlora_lambda = nn.ParameterDict({})
@@ -222,7 +223,7 @@ class IncreLoraLayer(BaseTunerLayer):
             parameter = getattr(self, f"increlora_{kind}")[adapter]
             shape = parameter.shape
             if shape[dim] != capacity:
-                _resize(parameter, dim, capacity)
+                resize(parameter, dim, capacity)
                 if allocator is not None:
                     allocator.resize_states(parameter, shape, dim)
         self.set_borders(adapter)
@@ -303,7 +304,7 @@ class IncreLoraLayer(BaseTunerLayer):
         components = self.components[adapter]
         shape = (self.out_features, self.in_features)
         recorder = components.recorder
-        if recorder is None or recorder.hold != hold or recorder.device != self.increlora_A[adapter].device:
+        if recorder is None or recorder.hold != hold or not recorder.fits(self.increlora_A[adapter]):
             components.recorder = UpdateGradient(
                 self.increlora_A[adapter], shape, _Update(self, adapter), components.config.score_reduction, hold
             )
@@ -376,21 +377,41 @@ class IncreLoraLayer(BaseTunerLayer):
         return {**state, "importance": components.importance.tolist(), "capacity": self.capacity(adapter), "step": step}
 
     def load_growth_state(self, adapter: str, state: dict[str, Any]) -> None:
-        """Restore what :meth:`growth_state` returned; the rows are to be filled by the caller."""
+        """Restore what `growth_state` returned; the rows are to be filled by the caller."""
+        if "capacity" not in state:  # of an adapter that does not grow, while this one may
+            self.set_rank(adapter, state["rank"])
+            return
         components = self.components[adapter]
         for name in state.keys() & set(_STATE):
             setattr(components, name, copy.deepcopy(state[name]))
-        if "importance" in state:
-            components.importance = torch.tensor(state["importance"], dtype=torch.float64)
+        components.importance = torch.tensor(state["importance"], dtype=torch.float64)
         if not components.growing:
             components.recorder = None
-        self.resize(adapter, state.get("capacity", self._room(adapter)))
+        self.resize(adapter, state["capacity"])
         if components.allocator is not None:
-            components.allocator.restore(state.get("step", 0))
+            components.allocator.restore(state["step"])
+
+    def take_state(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Divide the storage as a state dict says that is about to be loaded, and pad its tensors to the storage."""
+        if (saved := state_dict.get(f"{prefix}increlora_state._extra_state")) is None:
+            return
+        for adapter, state in json.loads(bytes(saved.tolist())).items():
+            if adapter not in self.components:
+                continue
+            self.load_growth_state(adapter, state)
+            for kind, dim in zip(KINDS, (0, 1, 0), strict=True):
+                tensor = state_dict.get(key := f"{prefix}increlora_{kind}.{adapter}")
+                if tensor is not None and tensor.shape[dim] < self.capacity(adapter):
+                    padded = getattr(self, f"increlora_{kind}")[adapter].detach().clone()
+                    padded.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
+                    state_dict[key] = padded
 
 
 class _State(nn.Module):
-    """What the state dict has to hold beside a layer's tensors: ranks and growth, as JSON in bytes (a tensor)."""
+    """What the state dict has to hold beside a layer's tensors: ranks and growth, as JSON in bytes (a tensor).
+
+    A module of its own, so that its key bears the prefix of the adapter's tensors. The layer reads it, before those.
+    """
 
     def __init__(self, layer: IncreLoraLayer):
         super().__init__()
@@ -402,10 +423,7 @@ class _State(nn.Module):
         return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        layer: IncreLoraLayer = self.layer  # type: ignore[assignment]
-        for adapter, saved in json.loads(bytes(state.tolist())).items():
-            if adapter in layer.components:
-                layer.load_growth_state(adapter, saved)
+        """Nothing is left to do after `IncreLoraLayer.take_state`."""
 
 
 class _Update:
@@ -426,6 +444,10 @@ class IncreLoraLinear(nn.Module, IncreLoraLayer):
         IncreLoraLayer.__init__(self, base_layer, **kwargs)
         self._active_adapter = adapter
         self.update_layer(adapter, rank, config)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.take_state(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
         """``x`` (..., in) to (..., out).
@@ -454,12 +476,12 @@ class IncreLoraLinear(nn.Module, IncreLoraLayer):
         if self.training and components.allocator is not None and not torch.compiler.is_compiling():
             components.allocator.watch(self)
         a, coefficients, b = self.factors(adapter)
-        inputs = self.increlora_dropout[adapter](self._inputs(x, a.dtype))
+        inputs = self._inputs(x, a.dtype, adapter)
         hidden = self._project(inputs, a)
         update = F.linear(hidden * coefficients.to(hidden.dtype), b)
         if components.recorder is not None and self.training:
             if torch.is_grad_enabled():
-                update = tap(update, self._tokens(inputs), components.recorder.receiver)
+                update = tap(update, inputs, components.recorder.receiver)
             else:  # reentrant checkpointing: the gradient will come in pieces, one per segment that calls this module
                 components.recorder.hold = True
         return update
@@ -476,30 +498,31 @@ class IncreLoraLinear(nn.Module, IncreLoraLayer):
             result[rows] += self.update(x[rows], adapter).to(result.dtype)
         return result
 
-    def _inputs(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return self._cast_input_dtype(x, dtype)
+    def _inputs(self, x: Tensor, dtype: torch.dtype, adapter: str) -> Tensor:
+        return self.increlora_dropout[adapter](self._cast_input_dtype(x, dtype))
 
     def _project(self, inputs: Tensor, a: Tensor) -> Tensor:
         return F.linear(inputs, a)
-
-    def _tokens(self, inputs: Tensor) -> Tensor:
-        return inputs
 
     def __repr__(self) -> str:
         return "increlora." + super().__repr__()
 
 
 class IncreLoraEmbedding(IncreLoraLinear):
-    """An embedding with IncreLoRA adapters: the linear layer of one-hot inputs, ``in`` being the vocabulary."""
+    """An embedding with IncreLoRA adapters: the linear layer of one-hot inputs, ``in`` being the vocabulary.
 
-    def _inputs(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    As in PEFT's LoRA, `lora_dropout` has nothing to act on here.
+    """
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """PEFT's ``convert_to_lora`` writes the names of a linear layer; `export_lora` those of an embedding."""
+        return False
+
+    def _inputs(self, x: Tensor, dtype: torch.dtype, adapter: str) -> Tensor:
         return x
 
     def _project(self, inputs: Tensor, a: Tensor) -> Tensor:
         return F.embedding(inputs, a.T)
-
-    def _tokens(self, inputs: Tensor) -> Tensor:
-        return F.one_hot(inputs, self.in_features)
 
     def update(self, x: Tensor, adapter: str) -> Tensor:
         """``dW x`` (..., out), times the factor that some embeddings multiply their output with."""
@@ -525,22 +548,3 @@ def features(base: Any) -> tuple[int, int]:
         f"Target module {base} is not supported. Currently, only linear layers (quantised ones too), "
         "`transformers.pytorch_utils.Conv1D` and `torch.nn.Embedding` are supported."
     )
-
-
-def _resize(parameter: nn.Parameter, dim: int, size: int) -> None:
-    """Cut a Parameter or pad it with zeros along ``dim``, and its gradient with it; it stays the same object."""
-
-    def resized(old: Tensor) -> Tensor:
-        shape = list(old.shape)
-        shape[dim] = size
-        new, keep = old.new_zeros(shape), min(size, old.shape[dim])
-        new.narrow(dim, 0, keep).copy_(old.narrow(dim, 0, keep))
-        return new
-
-    gradient, parameter.grad = parameter.grad, None
-    new = resized(parameter.detach())
-    # autograd remembers a leaf's shape as long as a graph with it is alive, but not across a change of dtype
-    parameter.data = new.new_empty(0, dtype=torch.float32 if new.dtype == torch.float64 else torch.float64)
-    parameter.data = new
-    if gradient is not None:
-        parameter.grad = resized(gradient)

@@ -186,12 +186,12 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
         return [find_allocator(self.model, name) for name in names]
 
     def set_total_steps(self, total_step: int, warmup_steps: int = 0) -> None:
-        """See :meth:`RankAllocator.set_total_steps`."""
+        """See `RankAllocator.set_total_steps`."""
         for allocator in self.allocators():
             allocator.set_total_steps(total_step, warmup_steps)
 
     def update_and_allocate(self, global_step: int, *, loss_scale: float | None = None) -> dict[str, int]:
-        """See :meth:`RankAllocator.update_and_allocate`; of all active adapters."""
+        """See `RankAllocator.update_and_allocate`; of all active adapters."""
         grown: dict[str, int] = {}
         for allocator in self.allocators():
             grown.update(allocator.update_and_allocate(global_step, loss_scale=loss_scale))
@@ -214,7 +214,7 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
         return find_allocator(self.model, adapter).active_parameters()
 
     def orthogonality(self, adapter: str | None = None, *, reserve: bool = True) -> tuple[float, float]:
-        """See :meth:`RankAllocator.orthogonality`."""
+        """See `RankAllocator.orthogonality`."""
         return find_allocator(self.model, adapter).orthogonality(reserve=reserve)
 
     def adapter_layers(self, adapter: str | None = None) -> dict[str, IncreLoraLayer]:
@@ -222,7 +222,7 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
         return find_allocator(self.model, adapter).layers
 
     def save_as_lora(self, folder: str, adapter: str | None = None, **options: Any) -> Any:
-        """See :func:`export_lora`."""
+        """See `export_lora`."""
         from .export import export_lora
 
         return export_lora(self, folder, adapter, **options)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .errors import IncreLoraError
-from .growth import PER_COMPONENT, find_allocators
+from .growth import find_allocators
+from .storage import PER_COMPONENT
 
 if TYPE_CHECKING:
     from .layer import IncreLoraLayer
@@ -300,9 +301,8 @@ class IncreLoraAdamW(torch.optim.AdamW):
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         for parameter, index in zip(parameters, indices, strict=True):
             saved = state_dict["state"].get(index)
-            if (
-                saved is not None and parameter in self._components
-            ):  # torch casts what it loads to the parameter's dtype
+            # torch casts what it loads to the parameter's device and dtype
+            if saved is not None and parameter in self._components:
                 for name in PER_COMPONENT & saved.keys():
                     self.state[parameter][name] = saved[name].to("cpu", copy=True)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import chain, repeat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ def find_ranks(
         lora: fields of the ``LoraConfig`` that is returned (``lora_alpha``, ``task_type``, ...). Without ``lora_alpha``
             every module has scale 1.
         seed: of the adapter's initial values and of dropout.
-        config: fields of :class:`IncreLoraConfig`, e.g. ``target_modules``, ``modules_to_save``, ``orth_reg_weight``.
+        config: fields of `IncreLoraConfig`, e.g. ``target_modules``, ``modules_to_save``, ``orth_reg_weight``.
 
     Returns:
         A ``LoraConfig`` with ``rank_pattern`` (and ``alpha_pattern``).
@@ -80,7 +80,7 @@ def find_ranks(
         try:
             optimizer, scheduler = create_optimizer(adapted, lr=lr, total_steps=steps, warmup_steps=interval)
             adapted.train()
-            for step, batch in zip(range(1, steps + 1), _forever(batches), strict=False):
+            for step, batch in enumerate(_repeated(batches, steps), start=1):
                 value = adapted(**_moved(batch, adapted)).loss if loss is None else loss(adapted, batch)
                 value.backward()
                 adapted.update_and_allocate(step)
@@ -100,11 +100,12 @@ def find_ranks(
     return lora_config({name: rank * round_to for name, rank in ranks.items()}, **(lora or {}))
 
 
-def _forever(batches: Iterable[Any]) -> Iterable[Any]:
-    kept = list(batches)
+def _repeated(batches: Iterable[Any], steps: int) -> Iterator[Any]:
+    """So many batches, from the beginning again where they end; no more of them are read."""
+    kept = list(islice(batches, steps))
     if not kept:
-        raise ConfigError("batches", "there is none")
-    return chain.from_iterable(repeat(kept))
+        raise ConfigError("batches", "is empty")
+    return islice(cycle(kept), steps)
 
 
 def _moved(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _below(limits: tuple[int, ...], height: int, device: torch.device, dtype: to
 
 
 def orthogonality_loss(groups: list[Stack], kind: str) -> Tensor:
-    """The regulariser without its coefficient (a scalar), ``kind`` as in :class:`IncreLoraConfig`."""
+    """The regulariser without its coefficient (a scalar), ``kind`` as in `IncreLoraConfig`."""
     deviations = [group.deviation() for group in groups]
     device = deviations[0].device
     if kind == "squared":
@@ -101,7 +101,7 @@ def orthogonality_loss(groups: list[Stack], kind: str) -> Tensor:
 
 
 def orthogonality_gradients(groups: list[Stack], kind: str) -> dict[Key, Tensor]:
-    """The gradient of :func:`orthogonality_loss` with respect to the rows that train, each (rows, width)."""
+    """The gradient of `orthogonality_loss` with respect to the rows that train, each (rows, width)."""
     matrices = sum(len(group.keys) for group in groups)
     components = sum(float(group.counted.sum()) for group in groups) if kind == "component" else 0.0
     gradients: dict[Key, Tensor] = {}
@@ -133,7 +133,7 @@ def orthogonality(layers: Mapping[str, IncreLoraLayer], adapter: str, *, reserve
 class Regulariser:
     """Adds the weighted gradient of the regulariser to ``A.grad`` and ``B.grad``, once per optimizer step.
 
-    A step is over when the parameter has changed, its gradient has been cleared, or :meth:`next_step` says so.
+    A step is over when the parameter has changed, its gradient has been cleared, or `next_step` says so.
 
     Args:
         layers: by module name.

@@ -29,7 +29,7 @@ class AdapterStateDict(_Base):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """Only the active components are saved: the reserve is a matter of training."""
+        """Only the active components are saved: the reserve matters only in training."""
         selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         selected = {key: value for key, value in selected.items() if ".increlora_state." not in key}
         config._saved_ranks = {}  # for the config that is saved next; the caller's own stays as it is

@@ -82,6 +82,17 @@ BASES = {
     "HQQ": Base(hqq, "hqq"),
 }
 
+PROPERTIES = {
+    "test_grows_and_moves_the_outputs": "grows",
+    "test_saved_adapter_loads": "saves",
+    "test_resume_in_the_middle_of_growth": "resumes",
+    "test_exports_exactly": "exports",
+    "test_merges_as_lora_does_or_changes_nothing": "merges as PEFT's LoRA does, or raises and changes nothing",
+    "test_nan_is_not_merged": "merges no NaN",
+    "test_distribution_retrains_as_lora": "ranks retrain as LoRA",
+}
+"""What every base model is tested for."""
+
 
 def train(model: Any, steps: range, optimizer: Any, scheduler: Any) -> None:
     allocator = find_allocator(model)

@@ -265,4 +265,20 @@ def other_ranks_in_each_process() -> str:
 
 
 def test_other_ranks_are_refused(tmp_path: Path) -> None:
-    assert all("not the same ranks" in text for text in in_two_processes(tmp_path, other_ranks_in_each_process))
+    assert all("not have the same ranks" in text for text in in_two_processes(tmp_path, other_ranks_in_each_process))
+
+
+def sharded() -> str:
+    from torch.distributed.fsdp import fully_shard
+
+    model = adapted(language_model)
+    fully_shard(model)
+    try:
+        create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=3)
+    except IncreLoraError as error:
+        return str(error)
+    return ""
+
+
+def test_growth_in_shards_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    assert all("FSDP2" in text and "find_ranks" in text for text in in_two_processes(tmp_path, sharded))

@@ -27,11 +27,11 @@ LABEL_NOISE = 0.04
 """Fraction of the rows of a classification task, in every split, whose label is replaced by another one."""
 
 PATIENCE = 2000
-"""Rows in succession that there were already, after which the grammar counts as exhausted."""
+"""Consecutive repeated rows after which the grammar counts as exhausted."""
 
 
 def names() -> tuple[str, ...]:
-    """The tasks that the corpus has."""
+    """The tasks that the corpus contains."""
     return tuple(name for name, task in TASKS.items() if task.generator is not None)
 
 

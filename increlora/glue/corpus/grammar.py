@@ -130,9 +130,9 @@ def random_event(
 
 
 def same_choices(rng: random.Random, *, patience: int = 200) -> Iterator[random.Random]:
-    """Endless sources of randomness that all make the same choices; after ``patience`` of them, others.
+    """Endless random generators that all make the same choices; after ``patience`` of them, other choices.
 
-    A row draws its changes of meaning from the first and starts again with another event and the next one until the
+    A row draws its changes of meaning from one, and starts again with another event and the next one until the
     result is in its split. So each kind of change is as frequent in evaluation, where few events fit, as in training.
     """
     while True:
@@ -144,7 +144,7 @@ def same_choices(rng: random.Random, *, patience: int = 200) -> Iterator[random.
 def attempt(
     rng: random.Random, changes: Sequence[Callable[[Event, random.Random], Event | None]], event: Event
 ) -> Event | None:
-    """Apply one of ``changes`` to ``event``: the first one from a random place on that fits; None if none does.
+    """Apply one of ``changes`` to ``event``: the first that applies, starting at a random one; None if none does.
 
     The result may lie on the other side of the hold-out (see `same_choices`).
     """

@@ -1,0 +1,172 @@
+"""What the pages take from the package when they are built: settings, commands, registries, figures.
+
+A page asks for a part with a line ``{{ name }}``; `PARTS` says which there are. Tables of results, README and
+CONTRIBUTING come in by ``--8<--`` (pymdownx.snippets), so no number is copied by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from increlora import cli
+from increlora.glue.tasks import TASKS
+from increlora.methods.families import FAMILIES
+from increlora.methods.registry import METHODS
+from increlora.study.config import Study
+from increlora.training.pretrain_settings import PretrainSettings
+
+ROOT = Path(__file__).parent.parent
+ROLE = re.compile(r":(?:class|func|meth|mod):(?=<code>)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """The committed figures become files of the site, under ``figures/``."""
+    for path in sorted((ROOT / "figures").glob("*.png")):
+        files.append(File.generated(config, f"figures/{path.name}", abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put the generated parts in."""
+    return re.sub(r"^\{\{ (\w+) \}\}$", lambda match: PARTS[match[1]](), markdown, flags=re.MULTILINE)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Some docstrings name objects with Sphinx's roles, which are no Markdown."""
+    return ROLE.sub("", html)
+
+
+def table(columns: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, tuple("--" for _ in columns), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def configuration() -> str:
+    """Every block of a study's config, from its JSON schema."""
+    schema, pretraining = Study.model_json_schema(), PretrainSettings.model_json_schema()
+    blocks = {"Study": schema, **schema["$defs"], "PretrainSettings": pretraining}
+    return "\n\n".join(block(name, blocks[name], blocks) for name in blocks)
+
+
+def block(name: str, schema: Mapping[str, Any], blocks: Mapping[str, Any]) -> str:
+    """A section with a row per field.
+
+    Args:
+        name: of the section.
+        schema: JSON schema of the block.
+        blocks: other blocks that it may refer to.
+    """
+    required = set(schema.get("required", ()))
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for field, entry in schema["properties"].items():
+            default = "required" if field in required else code(entry.get("default"))
+            block = blocks[entry["$ref"].rpartition("/")[2]] if "$ref" in entry else {}
+            if (block and field not in required) or default == "`{}`":
+                default = ""  # the block's own page says what its fields are by default
+            meaning = entry.get("description") or block.get("description", "")
+            yield f"`{field}`", kind(entry), default, " ".join(meaning.split())
+
+    return f"## {name}\n\n{schema['description']}\n\n" + table(("Field", "Type", "Default", "Meaning"), rows())
+
+
+def kind(entry: Mapping[str, Any]) -> str:
+    """The type of a field in words, with its limits."""
+    if "$ref" in entry:
+        name = entry["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in entry:
+        return " or ".join(kind(one) for one in entry["anyOf"])
+    if "enum" in entry:
+        return " or ".join(code(one) for one in entry["enum"])
+    if entry.get("type") == "array":
+        return f"list of {kind(entry['items'])}" if "items" in entry else "list"
+    if entry.get("type") == "object":
+        values = next(iter(entry.get("patternProperties", {}).values()), entry.get("additionalProperties"))
+        return f"mapping to {kind(values)}" if isinstance(values, Mapping) else "mapping"
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = ", ".join(f"{sign} {entry[name]}" for name, sign in signs.items() if name in entry)
+    return entry.get("type", "any") + (f" ({limits})" if limits else "")
+
+
+def code(value: Any) -> str:
+    """A value as YAML and JSON write it."""
+    return f"`{json.dumps(value)}`"
+
+
+def options() -> str:
+    """The options of every method that has any of its own; those of IncreLoRA are the fields of its PEFT config."""
+    parts = []
+    for method in METHODS.values():
+        schema = method.options.model_json_schema()
+        if schema.get("properties"):
+            schema["description"] = schema["description"].split("\n\n")[0]
+            parts.append(block(f"Options of `{method.kind}`", schema, {}))
+    return "\n\n".join(parts)
+
+
+def commands() -> str:
+    """The help of every command."""
+    os.environ["COLUMNS"] = "100"
+    return "\n\n".join(helps(cli._parser()))
+
+
+def helps(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The help of a command and of those below it; one without a help text of its own is not shown."""
+    yield f"## {parser.prog}\n\n```text\n{parser.format_help()}```"
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            shown = {choice.dest for choice in action._choices_actions}
+            for name, command in action.choices.items():
+                if name in shown:
+                    yield from helps(command)
+
+
+def methods() -> str:
+    """One row per method."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for method in METHODS.values():
+            budget = f"{method.budget.name}, {method.budget.symbol}" if method.budget else "none"
+            memory = method.paper_memory.formula if method.paper_memory else "–"
+            yield f"`{method.kind}`", method.title, budget, "yes" if method.allocates else "no", memory
+
+    return table(("Kind", "Title", "Budget", "Finds ranks", "Numbers kept in training (paper)"), rows())
+
+
+def tasks() -> str:
+    """One row per task."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for task in TASKS.values():
+            columns = ", ".join(f"{heading}: {' and '.join(keys)}" for heading, keys in task.columns.items())
+            labels = ", ".join(task.labels) or "a score"
+            yield f"`{task.name}`", task.title, labels, columns, f"{task.train_rows:,}", f"{task.eval_rows:,}"
+
+    return table(("Task", "Title", "Labels", "Columns of a table", "Training rows", "Evaluation rows"), rows())
+
+
+def families() -> str:
+    """One row per family of encoders."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for family in FAMILIES.values():
+            yield f"`{family.model_type}`", ", ".join(f"{k}: `{v}`" for k, v in family.matrices.items())
+
+    return table(("`model_type`", "Matrices in a layer"), rows())
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    part.__name__: part for part in (configuration, options, commands, methods, tasks, families)
+}

@@ -1,0 +1,59 @@
+"""Fill the blocks of README.md that show figures, from committed results; run it when results have changed.
+
+A block starts with ``<!-- name: filled by scripts/readme.py -->`` and ends with ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOWN = ("lora", "adalora", "increlora")
+
+
+def study() -> str:
+    """The column "All" of the default study's Table 1, of the methods that allocate ranks and of LoRA."""
+    with (ROOT / "results/mini_table1.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["column"] == "All" and row["method"] in SHOWN]
+    lines = ["| | #Params | All | 95 % interval | seeds |", "|:--|--:|--:|:-:|--:|"]
+    for row in rows:
+        mean, low, high = (f"{float(row[name]):.2f}" for name in ("mean", "ci_low", "ci_high"))
+        parameters = f"{float(row['params_mean']) / 1000:.1f}K"
+        lines.append(f"| {row['row']} | {parameters} | {mean} | {low} to {high} | {row['seeds']} |")
+    return "\n".join(lines)
+
+
+def costs() -> str:
+    """Steps and memory beside PEFT's LoRA, from the benchmark."""
+    found = json.loads((ROOT / "benchmarks/results/cpu_length64.json").read_text(encoding="utf-8"))
+    sides, lora = found["sides"], found["sides"]["LoRA"]["peak_mib"]
+    lines = ["| | step, to LoRA's | peak memory, to LoRA's |", "|:--|--:|--:|"]
+    for name, side in sides.items():
+        lines.append(f"| {name} | {side['to_lora']:.2f}× | {side['peak_mib'] - lora:+.1f} MiB |")
+    for what, ratio in found["whole_run_to_lora"].items():
+        lines.append(f"| whole run: {what} | {ratio:.2f}× | |")
+    where = f"{found['device']}, {found['threads']} threads, torch {found['torch']}"
+    shape = f"DeBERTaV3-base's shape with {found['layers']} layers, batch {found['batch']}, length {found['length']}"
+    return "\n".join([*lines, "", f"{shape}, average rank {found['average_rank']}; {where}."])
+
+
+BLOCKS = {"study": study, "costs": costs}
+
+
+def filled(text: str) -> str:
+    """README's text with every block as the results have it now."""
+    for name, content in BLOCKS.items():
+        start, end = f"<!-- {name}: filled by scripts/readme.py -->", "<!-- end -->"
+        block = f"{start}\n\n{content()}\n\n{end}"
+        text, found = re.subn(f"{re.escape(start)}.*?{re.escape(end)}", lambda _, b=block: b, text, flags=re.DOTALL)
+        if found != 1:
+            raise SystemExit(f"README.md: {found} blocks {name}, where there should be one")
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from increlora import __version__
 from increlora.errors import ConfigError, IncreLoraError
+from increlora.training.interrupt import end_with_parent
 
 if TYPE_CHECKING:
     from increlora.study.config import Study
@@ -44,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream=sys.stderr,
     )
     if not options.verbose:
-        for chatty in ("httpx", "urllib3", "filelock", "fsspec", "matplotlib", "fontTools"):
+        for chatty in ("httpx", "httpx2", "urllib3", "filelock", "fsspec", "matplotlib", "fontTools"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
+    end_with_parent()
     try:
         code = options.command(options) or 0
         sys.stdout.flush()
@@ -78,11 +80,13 @@ def _plan(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     from increlora.study.budgets import check_budgets
     from increlora.study.cells import all_cells
+    from increlora.study.inputs import check_inputs
 
     study = _study(options)
     check_budgets(study)
+    check_inputs(study, here=options.here)
     cells = len(all_cells(study))
-    print(f"{study.study}: {cells} cells, {cells * len(study.seeds)} runs, all budgets fit")
+    print(f"{study.study}: {cells} cells, {cells * len(study.seeds)} runs, all budgets fit, model and data are there")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -258,7 +262,8 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = command("plan", _plan, "what a study will cost, and whether its budgets fit", config=True)
     plan.add_argument("--csv", metavar="FILE", help="also write the plan there")
-    command("check", _check, "whether a study's config is right and its budgets fit the backbone", config=True)
+    check = command("check", _check, "whether a study's config is right and all that it needs is there", config=True)
+    check.add_argument("--here", action="store_true", help="its runs will be on this machine: check GPUs and disk too")
     command("verify", _verify, "compare finished runs with a study's config", config=True, records=True)
 
     run = command("run", _run, "train runs of a study by name (what the workflow calls)", config=True, records=True)

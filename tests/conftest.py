@@ -18,7 +18,7 @@ TARGETS = (
 )
 """The six matrices of every layer of a DeBERTa-v2/v3 encoder."""
 
-NOT_FAST = {"slow", "workflow", "integration", "gpu", "cluster"}
+NOT_FAST = {"slow", "workflow", "integration", "gpu", "cluster", "soak"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -26,8 +26,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marks = {mark.name for mark in item.iter_markers()}
         if not marks & NOT_FAST:
             item.add_marker("fast")
-        if "cluster" in marks and "cluster" not in config.option.markexpr:
-            item.add_marker(pytest.mark.skip(reason="run by hand: pytest -m cluster"))
+        for by_hand in marks & {"cluster", "soak"}:
+            if by_hand not in config.option.markexpr:
+                item.add_marker(pytest.mark.skip(reason=f"run by hand: pytest -m {by_hand}"))
 
 
 @pytest.fixture(scope="session")

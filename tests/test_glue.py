@@ -131,13 +131,13 @@ def test_hub_name_is_resolved_like_a_folder(glue_folder: Path, monkeypatch: pyte
     asked = []
     load = datasets.load_dataset
 
-    def from_hub(name: str, config: str) -> Any:
-        asked.append((name, config))
+    def from_hub(name: str, config: str, revision: str | None) -> Any:
+        asked.append((name, config, revision))
         return load(str(glue_folder), config)
 
     monkeypatch.setattr(datasets, "load_dataset", from_hub)
-    data = load_task("rte", source="hub", name="nyu-mll/glue", train_rows=5, eval_rows=5)
-    assert asked == [("nyu-mll/glue", "rte")]
+    data = load_task("rte", source="hub", name="nyu-mll/glue", revision="v1", train_rows=5, eval_rows=5)
+    assert asked == [("nyu-mll/glue", "rte", "v1")]
     assert len(data.train) == 5
 
 

@@ -238,9 +238,13 @@ def two_methods(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_failed_run_takes_no_finished_one_with_it(two_methods: Path) -> None:
+def test_a_failed_run_takes_no_finished_one_with_it(two_methods: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = two_methods / "results/runs/smoke/rte/lora/2"
     (place / "seed1.json").unlink()
+    monkeypatch.chdir(two_methods)
+    checked = Path(f".increlora/checked/smoke-{load_study('two.yaml').digest}")
+    checked.parent.mkdir(parents=True)
+    checked.touch()  # what is wrong with the backbone came after the check
     done = snakemake(two_methods, "--configfile", "two.yaml", "--until", "train_lora")
     text = done.stdout + done.stderr
     assert done.returncode == 1

@@ -6,11 +6,13 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from increlora import hub
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.glue.tasks import TASKS, Task
 
@@ -32,12 +34,14 @@ class TaskData:
 
     Attributes:
         fingerprint: 16 hexadecimal digits of the content.
+        revision: commit of the Hub data set.
     """
 
     task: Task
     train: Examples
     evaluation: Mapping[str, Examples]
     fingerprint: str = field(default="")
+    revision: str | None = None
 
 
 def load_task(
@@ -46,6 +50,7 @@ def load_task(
     source: str,
     name: str = "nyu-mll/glue",
     path: str | None = None,
+    revision: str | None = None,
     train_rows: int | None = None,
     eval_rows: int | None = None,
     seed: int = 0,
@@ -57,6 +62,7 @@ def load_task(
         source: ``builtin``, ``hub`` or ``local``.
         name: Hub data set for ``hub``.
         path: folder for ``local``.
+        revision: branch, tag or commit for ``hub``.
         train_rows: use the first so many training examples.
         eval_rows: use the first so many of each evaluation split.
         seed: of the built-in generator.
@@ -75,10 +81,12 @@ def load_task(
         return _task_data(spec, splits, train_rows, eval_rows)
     where = name if source == "hub" else str(path)
     try:
-        return _task_data(spec, _load_dataset(task, where), train_rows, eval_rows)
+        return _task_data(spec, _load_dataset(task, where, revision), train_rows, eval_rows)
     except IncreLoraError:
         raise
     except Exception as error:  # `datasets` raises errors of many types, some only while rows are read
+        if source == "hub":
+            raise hub.unavailable("data", name, error, f"the data of {task} in ") from error
         reason = " ".join(str(error).split())
         raise IncreLoraError(
             f"data of {task}: {where} could not be loaded ({type(error).__name__}: {reason})"
@@ -91,17 +99,24 @@ def _task_data(spec: Task, splits: Mapping[str, Any], train_rows: int | None, ev
         raise IncreLoraError(f"data of {spec.name}: split {missing[0]!r} is missing; there are {', '.join(splits)}")
     train = _examples(spec, "train", splits["train"], train_rows)
     evaluation = {split: _examples(spec, split, splits[split], eval_rows) for split in spec.eval_splits}
-    return TaskData(spec, train, evaluation, _fingerprint([train, *evaluation.values()]))
+    return TaskData(spec, train, evaluation, _fingerprint([train, *evaluation.values()]), _commit(splits["train"]))
 
 
-def _load_dataset(task: str, where: str) -> Mapping[str, Any]:
+def _commit(rows: Any) -> str | None:
+    """The Hub's commit, after which `datasets` names the folder of its cache."""
+    files = getattr(rows, "cache_files", None)
+    folder = Path(files[0]["filename"]).parent.name if files else ""
+    return folder if re.fullmatch(r"[0-9a-f]{40}", folder) else None
+
+
+def _load_dataset(task: str, where: str, revision: str | None) -> Mapping[str, Any]:
     import datasets
 
     datasets.disable_progress_bars()
     if Path(where).is_dir():
         # streamed: the cache of `datasets` goes by file names and would not notice changed content
         return datasets.load_dataset(str(Path(where).resolve()), task, streaming=True)
-    return datasets.load_dataset(where, task)
+    return datasets.load_dataset(where, task, revision=revision)
 
 
 def _examples(spec: Task, split: str, rows: Any, limit: int | None) -> Examples:

@@ -22,20 +22,25 @@ from increlora.study.cells import all_cells
 from increlora.study.checks import pretrain_settings
 from increlora.study.config import Study
 from increlora.study.settings import run_settings
+from increlora.training.backbone import load_config
 from increlora.training.pretrain import backbone_config
 from increlora.training.settings import Data, RunSettings
 
 
-def check_budgets(study: Study) -> None:
+def check_budgets(study: Study, config: PretrainedConfig | None = None) -> None:
     """Checks every budget, with its options and number of steps, against the real shapes of the backbone.
 
     Data in a local folder are read as well, since they are at hand and may be anything.
+
+    Args:
+        study: the study.
+        config: of the backbone as its repository has it; without it the shape is that of `backbone_of`.
 
     Raises:
         ConfigError: a budget does not fit, or the backbone's shape cannot be had.
         IncreLoraError: local data are malformed.
     """
-    config, model = backbone_of(study)
+    config, model = backbone_of(study, config)
     shapes = target_shapes(model, target_modules(config.model_type, study.backbone.target_modules))
     rows = {task: _train_rows(task, study.data) for task in dict.fromkeys(cell.task for cell in all_cells(study))}
     for cell in all_cells(study):
@@ -72,13 +77,13 @@ def _check_training(settings: RunSettings, rows: int, config: PretrainedConfig) 
         raise ConfigError(f"{field}.max_length", f"got {training.max_length}; {allowed} [{settings.label}]")
 
 
-def backbone_of(study: Study) -> tuple[PretrainedConfig, nn.Module]:
+def backbone_of(study: Study, config: PretrainedConfig | None = None) -> tuple[PretrainedConfig, nn.Module]:
     """The backbone's Transformers config, with two labels, and its model without weights.
 
     Raises:
         ConfigError: there is no such config, or no model can be built from it.
     """
-    config = _architecture(study)
+    config = _architecture(study) if config is None else config
     config.num_labels = 2
     try:
         return config, meta_model(config)
@@ -95,11 +100,7 @@ def _architecture(study: Study) -> PretrainedConfig:
     if backbone.path is None and shape.is_file():
         known: dict[str, Any] = json.loads(shape.read_text(encoding="utf-8"))
         return AutoConfig.for_model(**known)
-    try:
-        source = backbone.path or backbone.name
-        return AutoConfig.from_pretrained(source, revision=backbone.revision, trust_remote_code=False)
-    except Exception as error:  # Transformers raises errors of many kinds on a broken config.json
-        raise _unusable(study, "its config cannot be read", error) from None
+    return load_config(backbone, TASKS[next(iter(study.tasks))])
 
 
 def _unusable(study: Study, what: str, error: Exception) -> ConfigError:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from increlora.study.config import Study
 from increlora.study.settings import all_runs
-from increlora.training.record import State, state
+from increlora.training.record import Record, State, state
 from increlora.training.settings import RunSettings
 
 
@@ -20,9 +22,44 @@ class Finding(NamedTuple):
 
 
 def verify(study: Study, records_root: str | Path = "results/runs") -> list[Finding]:
-    """One finding for every run of the study."""
+    """One finding for every run of the study.
+
+    The runs of a study have to have seen the same model and, on a task, the same data. A Hub repository can move on
+    under its name between two runs: those that saw another commit or content than most are `stale`.
+    """
     paths = ((settings, settings.record_path(records_root)) for settings in all_runs(study))
-    return [Finding(settings, path, state(settings, path)) for settings, path in paths]
+    findings = [Finding(settings, path, state(settings, path)) for settings, path in paths]
+    seen: dict[str, Counter[str]] = {}
+    for finding in findings:
+        for field, value in _origins(finding.state.record):
+            seen.setdefault(field, Counter())[value] += 1
+    common = {field: values.most_common(1)[0][0] for field, values in seen.items()}
+    return [_held_to(common, finding) for finding in findings]
+
+
+def _held_to(common: dict[str, str], finding: Finding) -> Finding:
+    if finding.state.status != "ok":
+        return finding
+    for field, value in _origins(finding.state.record):
+        if value != common[field]:
+            told = f"provenance.{field.partition(' ')[0]} is {value}; most runs have {common[field]}"
+            return finding._replace(state=finding.state._replace(status="stale", detail=told))
+    return finding
+
+
+def _origins(record: Record | None) -> Iterator[tuple[str, str]]:
+    """What a run saw, as far as its record tells."""
+    if record is None:
+        return
+    backbone, data, task = record.provenance.backbone, record.provenance.data, record.run.task
+    for field, value in (
+        ("backbone.revision", backbone.revision),
+        ("backbone.fingerprint", backbone.fingerprint),
+        (f"data.revision of {task}", data.revision),
+        (f"data.fingerprint of {task}", data.fingerprint),
+    ):
+        if value is not None:
+            yield field, value
 
 
 def unexpected(study: Study, records_root: str | Path = "results/runs") -> list[Path]:

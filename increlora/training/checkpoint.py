@@ -19,18 +19,22 @@ import torch
 logger = logging.getLogger(__name__)
 
 
+def folder() -> Path:
+    """Where checkpoints lie: outside of the workflow's outputs, which Snakemake deletes before it starts a job."""
+    return Path(os.environ.get("INCRELORA_CHECKPOINTS") or ".increlora/checkpoints")
+
+
 class Checkpoint:
     """The checkpoint file of one run.
 
     Args:
         digest: of the run's settings.
-        folder: where checkpoints lie; outside of what the workflow declares, because Snakemake deletes outputs before
-            it starts a job again. ``INCRELORA_CHECKPOINTS`` overrides.
+        root: where checkpoints lie; `folder` if left out.
     """
 
-    def __init__(self, digest: str, folder: str | Path = ".increlora/checkpoints"):
+    def __init__(self, digest: str, root: str | Path | None = None):
         self.digest = digest
-        self.path = Path(os.environ.get("INCRELORA_CHECKPOINTS", folder)) / f"{digest}.pt"
+        self.path = Path(root or folder()) / f"{digest}.pt"
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the state atomically, together with the state of every random generator."""

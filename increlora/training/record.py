@@ -26,6 +26,14 @@ from increlora.training.settings import Data, RunSettings
 TOLERANCE = 1e-4
 """How far a stored metric may be from the recomputed one; STS-B's were once computed in float32."""
 
+_LATER = (
+    (("score",), "labels"),
+    (("provenance", "data"), "revision"),
+    (("provenance", "backbone"), "revision"),
+    (("run", "settings", "data"), "revision"),
+)
+"""Fields that the first records did not have. Unset they are not written, so that a restored record is its old file."""
+
 ABANDONED_SECONDS = 600.0
 """Age at which a temporary file counts as left by a writer that was killed."""
 
@@ -179,6 +187,8 @@ class DataOrigin(_Block):
     """The data that were used."""
 
     source: str
+    revision: str | None = None
+    """Commit of the Hub data set."""
     fingerprint: str
     """Of the content, `increlora.glue.loading`."""
     rows: dict[str, int]
@@ -189,8 +199,10 @@ class BackboneOrigin(_Block):
     """The pretrained model that was used."""
 
     name: str
+    revision: str | None = None
+    """Commit of the Hub repository."""
     fingerprint: str | None
-    """Of the weights, where they lie in a local folder."""
+    """Of the weights that were loaded; of the Hub's, older records have none."""
 
 
 class Provenance(_Block):
@@ -288,8 +300,10 @@ def write_record(path: str | Path, record: Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
     content = record.model_dump(mode="json")
-    if record.score.labels is None:
-        del content["score"]["labels"]
+    for path_to, name in _LATER:
+        block = functools.reduce(lambda block, key: block[key], path_to, content)
+        if block[name] is None:
+            del block[name]
     blocks = (f"{json.dumps(name)}: {json.dumps(block, allow_nan=False)}" for name, block in content.items())
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import logging
 import math
+import signal
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,7 @@ from increlora.training.batches import Encoded, collate, encode, epoch_order, ev
 from increlora.training.checkpoint import Checkpoint, set_random_state
 from increlora.training.deberta import slice_relative_positions
 from increlora.training.device import ProcessGroup, autocast, device_slot
+from increlora.training.interrupt import Interrupt, noting_sigterm
 from increlora.training.memory import MIB, LiveTensors, resident_tensors
 from increlora.training.provenance import provenance
 from increlora.training.record import Record
@@ -182,7 +184,8 @@ class _Run:
         optimizer, scheduler = self._resume() or self.adaptation.optimizer()
         if self.progress.step == 0:
             torch.manual_seed(self.settings.seed + 1 + self.group.rank)
-        self._train(optimizer, scheduler)
+        with noting_sigterm() as interrupt:
+            self._train(optimizer, scheduler, interrupt)
         if self.progress.status == "completed":
             self.adaptation.finish()
         return self._record(optimizer)
@@ -220,7 +223,7 @@ class _Run:
             }
         )
 
-    def _train(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    def _train(self, optimizer: torch.optim.Optimizer, scheduler: Any, interrupt: Interrupt) -> None:
         progress, adaptation = self.progress, self.adaptation
         session_start = saved = time.monotonic()
         note_every = max(1, self.total // NOTED_POINTS)
@@ -255,9 +258,12 @@ class _Run:
                 bar.set_postfix(score=f"{progress.last['score']:.2f}" if progress.last else "-", refresh=False)
             bar.update()
             due = time.monotonic() - saved >= self.checkpoint_seconds
-            if self.group.is_first and due and progress.step < self.total:
+            if self.group.is_first and (due or interrupt.has_come) and progress.step < self.total:
                 self._save(optimizer, scheduler, session_start)
                 saved = time.monotonic()
+            if interrupt.has_come and progress.step < self.total:
+                logger.warning("%s: SIGTERM at step %d of %d", self.settings.label, progress.step, self.total)
+                raise SystemExit(128 + signal.SIGTERM)
         bar.close()
         progress.seconds += time.monotonic() - session_start
 
@@ -433,11 +439,13 @@ class _Run:
                 "provenance": provenance(
                     data={
                         "source": settings.data.source,
+                        "revision": self.data.revision,
                         "fingerprint": self.data.fingerprint,
                         "rows": {"train": len(self.train), **{s: len(e) for s, e in self.evaluation.items()}},
                     },
                     backbone={
                         "name": settings.backbone.name,
+                        "revision": backbones.revision(settings.backbone),
                         "fingerprint": backbones.fingerprint(settings.backbone),
                     },
                     started=self.started,

@@ -56,6 +56,8 @@ class Data(Block):
     """Hub data set."""
     path: str | None = None
     """Folder for `source: local`."""
+    revision: str | None = None
+    """Hub revision; the commit makes a run reproducible."""
     train_rows: int | None = Field(default=None, ge=1)
     """Use the first so many training examples; null for all."""
     eval_rows: int | None = Field(default=None, ge=1)
@@ -169,6 +171,8 @@ class RunSettings(Block):
         content = self.model_dump(mode="json", exclude={"study", "method"})
         for block in ("backbone", "data"):
             content[block].pop("path")
+        if content["data"]["revision"] is None:  # a field that the first records did not have
+            del content["data"]["revision"]
         if content["data"]["source"] == "local":  # a copy of what the Hub has under that name
             content["data"]["source"] = "hub"
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

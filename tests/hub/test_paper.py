@@ -71,7 +71,6 @@ def test_the_paper_study_runs_from_the_hub_and_then_from_the_cache(hub: Hub, str
     assert {path: json.loads(path.read_text())["score"] for path in scores} == scores
 
 
-@pytest.mark.xfail(strict=True, reason="records say nothing of what they took from the Hub", raises=KeyError)
 def test_a_record_names_the_commits_that_it_saw(hub: Hub, stranger: Ask, clone: Path) -> None:
     """Model and data may move on at the Hub under the same name."""
     run = ("config/paper.yaml", "short.yaml", "--method", "bitfit", "--task", "rte")

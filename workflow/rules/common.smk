@@ -28,11 +28,17 @@ CHECKED = f".increlora/checked/{NAME}-{STUDY.digest}"
 PLAN = f"results/{NAME}_plan.csv"
 RUNS = f"results/{NAME}_runs.csv"
 
+# Whether jobs run on this machine, not on those of a cluster.
+HERE = workflow.local_exec
+
 # Rules call `python -m increlora`: the Python that runs Snakemake, also where its environment is not activated. With
 # --sdm conda it is that of the rule's environment.
+# A prefix takes the place of Snakemake's own: `pipefail`, or a job that pipes into `tee` cannot fail. Jobs end with
+# the Snakemake that has started them, and that is the parent of their shell.
+PREFIX = "set -euo pipefail; export INCRELORA_PARENT=$PPID; "
 if not any(str(method) == "conda" for method in workflow.deployment_settings.deployment_method):
-    # A prefix takes the place of Snakemake's own: `pipefail`, or a job that pipes into `tee` cannot fail.
-    shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+    PREFIX += f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
+shell.prefix(PREFIX)
 
 
 def configuration(wildcards):

@@ -22,7 +22,7 @@ rule check:
     output:
         touch(CHECKED),
     message:
-        f"{NAME}: checking budgets and data"
+        f"{NAME}: checking budgets, model and data"
     log:
         f"logs/{NAME}/check.log",
     conda:
@@ -30,8 +30,9 @@ rule check:
     localrule: True
     params:
         config=configuration,
+        here="--here" if HERE else "",
     shell:
-        "python -m increlora --quiet check {params.config:q} 2>&1 | tee {log:q}"
+        "python -m increlora --quiet check {params.here} {params.config:q} 2>&1 | tee {log:q}"
 
 
 if EXECUTION.job == "method":

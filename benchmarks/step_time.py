@@ -259,7 +259,7 @@ class Bench:
     def growth(self) -> dict[str, dict[str, float]]:
         """Milliseconds that an event adds to a step (allocation, growth, optimizer), by the modules that grow."""
         modules, figures = 6 * self.args.layers, {}
-        for chosen in (modules // 6, modules // 2, modules):
+        for chosen in (modules // 6, modules):
             side = self.increlora(init_r=4, target_r=60, deltaT=1, tinit=7, top_h=chosen)
             times = []
             for _ in range(16):

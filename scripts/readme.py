@@ -37,7 +37,7 @@ def costs() -> str:
         lines.append(f"| whole run: {what} | {ratio:.2f}× | |")
     where = f"{found['device']}, {found['threads']} threads, torch {found['torch']}"
     shape = f"DeBERTaV3-base's shape with {found['layers']} layers, batch {found['batch']}, length {found['length']}"
-    return "\n".join([*lines, "", f"{shape}, average rank {found['average_rank']}; {where}."])
+    return "\n".join([*lines, "", f"{shape}, average rank {found['rank']}; {where}."])
 
 
 BLOCKS = {"study": study, "costs": costs}

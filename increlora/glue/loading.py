@@ -6,8 +6,9 @@ import hashlib
 import itertools
 import json
 import math
+import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,18 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def select(self, rows: Sequence[int]) -> Examples:
+        """Some of them, in the given order."""
+        return Examples(tuple([text[row] for row in rows] for text in self.texts), [self.labels[row] for row in rows])
+
 
 @dataclass(frozen=True)
 class TaskData:
     """Training and evaluation examples of one task.
 
     Attributes:
+        evaluation: by the task's evaluation splits: what chooses a checkpoint.
+        test: by the same splits, what a chosen checkpoint is shown on; empty where there is no labelled test split.
         fingerprint: 16 hexadecimal digits of the content.
         revision: commit of the Hub data set.
     """
@@ -40,6 +47,7 @@ class TaskData:
     task: Task
     train: Examples
     evaluation: Mapping[str, Examples]
+    test: Mapping[str, Examples] = field(default_factory=dict)
     fingerprint: str = field(default="")
     revision: str | None = None
 
@@ -53,7 +61,9 @@ def load_task(
     revision: str | None = None,
     train_rows: int | None = None,
     eval_rows: int | None = None,
-    seed: int = 0,
+    test_rows: int | None = None,
+    evaluate_on: str = "validation",
+    seed: int | None = None,
 ) -> TaskData:
     """Load one task and check every example.
 
@@ -65,6 +75,8 @@ def load_task(
         revision: branch, tag or commit for ``hub``.
         train_rows: use the first so many training examples.
         eval_rows: use the first so many of each evaluation split.
+        test_rows: use the first so many of each test split.
+        evaluate_on: ``validation``, or ``held_out`` for a fifth of the training split, which is then not trained on.
         seed: of the built-in generator.
 
     Raises:
@@ -75,13 +87,13 @@ def load_task(
         from increlora.glue.corpus import generate
 
         try:
-            splits = generate(task, seed=seed, train_rows=train_rows, eval_rows=eval_rows)
+            splits = generate(task, seed=seed or 0, train_rows=train_rows, eval_rows=eval_rows, test_rows=test_rows)
         except ValueError as error:
             raise ConfigError("data", str(error)) from None
-        return _task_data(spec, splits, train_rows, eval_rows)
+        return _task_data(spec, splits, train_rows, eval_rows, evaluate_on)
     where = name if source == "hub" else str(path)
     try:
-        return _task_data(spec, _load_dataset(task, where, revision), train_rows, eval_rows)
+        return _task_data(spec, _load_dataset(task, where, revision), train_rows, eval_rows, evaluate_on)
     except IncreLoraError:
         raise
     except Exception as error:  # `datasets` raises errors of many types, some only while rows are read
@@ -93,13 +105,37 @@ def load_task(
         ) from error
 
 
-def _task_data(spec: Task, splits: Mapping[str, Any], train_rows: int | None, eval_rows: int | None) -> TaskData:
+def _task_data(
+    spec: Task, splits: Mapping[str, Any], train_rows: int | None, eval_rows: int | None, evaluate_on: str
+) -> TaskData:
     missing = [split for split in ("train", *spec.eval_splits) if split not in splits]
     if missing:
         raise IncreLoraError(f"data of {spec.name}: split {missing[0]!r} is missing; there are {', '.join(splits)}")
-    train = _examples(spec, "train", splits["train"], train_rows)
-    evaluation = {split: _examples(spec, split, splits[split], eval_rows) for split in spec.eval_splits}
-    return TaskData(spec, train, evaluation, _fingerprint([train, *evaluation.values()]), _commit(splits["train"]))
+    test: dict[str, Examples] = {}
+    if evaluate_on == "held_out":
+        train, evaluation = _hold_out(spec, _examples(spec, "train", splits["train"], None), train_rows, eval_rows)
+    else:
+        train = _examples(spec, "train", splits["train"], train_rows)
+        evaluation = {split: _examples(spec, split, splits[split], eval_rows) for split in spec.eval_splits}
+        if isinstance(splits["train"], list):  # generated; the labels of GLUE's own test splits are not public
+            pairs = zip(spec.eval_splits, spec.test_splits, strict=True)
+            test = {split: _examples(spec, name, splits[name], None) for split, name in pairs}
+    fingerprint = _fingerprint([train, *evaluation.values(), *test.values()])
+    return TaskData(spec, train, evaluation, test, fingerprint, _commit(splits["train"]))
+
+
+def _hold_out(
+    spec: Task, train: Examples, train_rows: int | None, eval_rows: int | None
+) -> tuple[Examples, dict[str, Examples]]:
+    """A training split without a fifth of its rows, always the same, and that fifth shared among the evaluation splits.
+
+    The rows of the fifth do not depend on the limits, so that no limit brings one of them into training.
+    """
+    order = list(range(len(train)))
+    random.Random(f"{spec.name}/held_out").shuffle(order)
+    held, rest = sorted(order[: len(order) // 5]), sorted(order[len(order) // 5 :])
+    parts = {name: held[at :: len(spec.eval_splits)][:eval_rows] for at, name in enumerate(spec.eval_splits)}
+    return train.select(rest[:train_rows]), {name: train.select(rows) for name, rows in parts.items()}
 
 
 def _commit(rows: Any) -> str | None:

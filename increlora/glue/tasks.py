@@ -72,6 +72,11 @@ class Task:
         return not self.labels
 
     @property
+    def test_splits(self) -> tuple[str, ...]:
+        """The test split that belongs to each of `eval_splits`; only the built-in corpus has their labels."""
+        return tuple(split.replace("validation", "test") for split in self.eval_splits)
+
+    @property
     def num_labels(self) -> int:
         """Outputs of the classifier: one per class, 1 for regression."""
         return len(self.labels) or 1

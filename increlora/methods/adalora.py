@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import Field
 
 from increlora.errors import ConfigError
-from increlora.methods.base import Adaptation, AllocationError, ParameterCount, Setup
+from increlora.methods.base import Adaptation, AllocationError, Orthogonality, ParameterCount, Setup
 from increlora.methods.method import RANK, Look, Method, PaperMemory, RankOptions, Recipe, check_rank
 from increlora.methods.peft_models import PeftAdaptation
 from increlora.methods.ranks import Shapes, svd_parameters, uniform_ranks
@@ -175,18 +175,26 @@ class AdaLora(PeftAdaptation):
         norms = [deviation.square().sum((1, 2)).clamp_min(1e-24).sqrt() for deviation in deviations]
         return self._config.orth_reg_weight * torch.cat(norms).mean()
 
-    def orthogonality(self) -> tuple[float, float]:
+    def orthogonality(self) -> Orthogonality:
         import torch
 
         active = self.active()
         masks = [torch.tensor(active[name], device=a.device) for name, a in zip(self.shapes, self._a, strict=True)]
+        with torch.no_grad():
+            of_a, of_b = (
+                torch.cat([deviation.square().sum((1, 2)) for deviation in _gram_deviations(matrices, masks)])
+                for matrices in (self._a, [b.T for b in self._b])
+            )
+        a, b = float(of_a.mean()), float(of_b.mean())
+        norm = float(torch.cat([of_a, of_b]).sqrt().mean())
+        return Orthogonality(a, b, a, b, norm, norm)
 
-        def mean(matrices: list[Tensor]) -> float:
-            with torch.no_grad():
-                deviations = _gram_deviations(matrices, masks)
-            return sum(float(deviation.square().sum()) for deviation in deviations) / len(matrices)
+    def regularisation(self) -> float | None:
+        import torch
 
-        return mean(self._a), mean([b.T for b in self._b])
+        with torch.no_grad():
+            penalty = self.penalty()
+        return None if penalty is None else float(penalty)
 
     # Counts
 

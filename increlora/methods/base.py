@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.methods.families import head_modules
@@ -74,6 +74,22 @@ class Setup(Generic[OptionsT]):
         if self.budget is None:
             raise ConfigError("budget", "this method needs one")
         return self.budget
+
+
+class Orthogonality(NamedTuple):
+    """Deviation of low-rank factors from orthogonality (Figure 5)."""
+
+    A: float
+    """Mean over modules of ||A A^T - I||_F^2 over the active components."""
+    B: float
+    """Mean over modules of ||B^T B - I||_F^2 over the active components."""
+    A_with_reserve: float
+    """As `A`, a method's reserve included."""
+    B_with_reserve: float
+    norm: float
+    """Mean over all A and B of the norm, not squared, over the active components."""
+    norm_with_reserve: float
+    """As `norm`, the reserve included: what IncreLoRA's authors log."""
 
 
 class Adaptation:
@@ -153,8 +169,12 @@ class Adaptation:
         """Changes of the total rank so far: ``{"step", "grown": {module: ranks added}, "total_rank"}``."""
         return []
 
-    def orthogonality(self) -> tuple[float, float] | None:
-        """Means over modules of ||A A^T - I||_F^2 and of ||B^T B - I||_F^2; None where there are no such factors."""
+    def orthogonality(self) -> Orthogonality | None:
+        """How far the factors are from orthogonal; None where there are none."""
+        return None
+
+    def regularisation(self) -> float | None:
+        """The weighted regulariser of the present weights; None for a method without one."""
         return None
 
     def weights(self) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
 from increlora.errors import ConfigError
-from increlora.methods.base import Adaptation, AllocationError, ParameterCount, Setup
+from increlora.methods.base import Adaptation, AllocationError, Orthogonality, ParameterCount, Setup
 from increlora.methods.method import (
     RANK,
     Component,
@@ -173,8 +173,25 @@ class SvdLora(PeftAdaptation):
     def ranks(self) -> dict[str, int]:
         return self._tuner.rank_distribution()
 
-    def orthogonality(self) -> tuple[float, float]:
-        return self._tuner.orthogonality()
+    def orthogonality(self) -> Orthogonality:
+        from increlora.tuner import find_allocator
+        from increlora.tuner.regulariser import stacks
+
+        allocator = find_allocator(self.model)
+        squares: dict[str, tuple[float, float, float]] = {}
+        for counted in ("rank", "used"):
+            sums, norms = {"A": 0.0, "B": 0.0}, 0.0
+            for group in stacks(allocator.layers, allocator.adapter, counted):
+                for (_, kind), value in zip(group.keys, group.deviation().square().sum((1, 2)).tolist(), strict=True):
+                    sums[kind] += value
+                    norms += value**0.5
+            modules = len(self.shapes)
+            squares[counted] = (sums["A"] / modules, sums["B"] / modules, norms / (2 * modules))
+        active, every = squares["rank"], squares["used"]
+        return Orthogonality(*active[:2], *every[:2], active[2], every[2])
+
+    def regularisation(self) -> float:
+        return self._tuner.orthogonality_loss()
 
     def parameters(self) -> ParameterCount:
         stored = sum(p.numel() for name, p in self.named_trainable().items() if name not in self.head)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _FILES = (
     "full_ft",
+    "head",
     "bitfit",
     "hadapter",
     "padapter",

@@ -20,11 +20,10 @@ from increlora.glue.tasks import TASKS
 from increlora.study.cells import Cell
 from increlora.study.config import Study
 from increlora.study.settings import run_settings
-from increlora.training.record import Record, RecordError, read_record
+from increlora.training.record import CHECKPOINTS, Checkpoint, Record, RecordError, read_record
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = ("best", "last")
 COST = ("peak_trainable", "optimizer_state", "peak_memory_mb", "step_ms", "train_seconds", "wall_seconds")
 COLUMNS = (
     *("study", "task", "method", "title", "kind", "budget", "seed", "status", "reason", "digest", "stale"),
@@ -92,7 +91,7 @@ def _digest(study: Study, run: Run) -> str | None:
 
 
 def load(records_root: str | Path, study: Study) -> pd.DataFrame:
-    """The tidy frame of a study: one row per run, checkpoint (best, last) and metric.
+    """The tidy frame of a study: one row per run, rule for the checkpoint (`Record.shown`) and metric.
 
     `metric` is a metric key of the task, or `score`, the task's single number; `value` is in percent and NaN where a
     run diverged. Cost and parameter columns repeat in every row of a run.
@@ -130,13 +129,14 @@ def _about(record: Record, study: Study, stale: bool) -> dict[str, Any]:
     }
 
 
-def _scores(record: Record, checkpoint: str) -> list[dict[str, Any]]:
-    task, entry = TASKS[record.run.task], getattr(record.score, checkpoint)
-    metrics = entry.metrics if entry else {}
-    values = {key: math.nan if metrics.get(key) is None else 100 * metrics[key] for key in task.metrics}
-    values["score"] = task.score(metrics) if not any(map(math.isnan, values.values())) else math.nan
+def _scores(record: Record, checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    task, metrics = TASKS[record.run.task], record.shown(checkpoint)
+    values = dict.fromkeys(task.metrics, math.nan)
+    if metrics is not None:
+        values = {key: 100 * metrics[key] for key in task.metrics} | {"score": task.score(metrics)}
+    entry = record.score.last if checkpoint == "last" else None if checkpoint == "crossfit" else record.score.best
     common = {"step": entry.step if entry else None, "total_rank": entry.total_rank if entry else None}
-    return [{**common, "metric": metric, "value": value} for metric, value in values.items()]
+    return [{**common, "metric": name, "value": values.get(name, math.nan)} for name in (*task.metrics, "score")]
 
 
 def write_csv(frame: pd.DataFrame, path: Path, decimals: Mapping[str, int]) -> Path:

@@ -11,7 +11,7 @@ from increlora.methods.registry import validate_options
 from increlora.study.cells import Cell, all_cells, kind_of, lineage, ranks_from
 from increlora.study.config import Overrides, Study
 from increlora.study.mistakes import parsed
-from increlora.training.settings import Backbone, RunSettings, Training
+from increlora.training.settings import Backbone, Data, RunSettings, Training
 
 _STRONGER = {"warmup_ratio": "warmup_steps", "epochs": "max_steps"}
 """Fields of `Training` that are overruled by another one whenever that is set."""
@@ -58,11 +58,17 @@ def run_settings(study: Study, cell: Cell, seed: int) -> RunSettings:
         seed=seed,
         options=validate_options(kind, options, f"{field}.options").model_dump(mode="json"),
         backbone=_located(study.backbone),
-        data=study.data,
+        data=_drawn(study.data, seed),
         training=parsed(Training, merged, f"{field}.training"),
         ranks_from=source,
         ranks_source=run_settings(study, cell._replace(variant=source.method), seed).digest if source else None,
     )
+
+
+def _drawn(data: Data, seed: int) -> Data:
+    """The data with the draw of the built-in corpus that a run sees."""
+    is_open = data.source == "builtin" and data.seed is None
+    return data.model_copy(update={"seed": seed}) if is_open else data
 
 
 def _layers(study: Study, cell: Cell) -> Iterator[Overrides]:

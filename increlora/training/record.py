@@ -6,39 +6,44 @@ a record that was edited or damaged is refused everywhere.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import json
 import math
 import os
+import random
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from increlora.errors import IncreLoraError
+from increlora.glue.metrics import recompute
 from increlora.glue.tasks import TASKS, Task
-from increlora.training.settings import Data, RunSettings
+from increlora.training.settings import RunSettings
 
 TOLERANCE = 1e-4
-"""How far a stored metric may be from the recomputed one; STS-B's were once computed in float32."""
-
-_LATER = (
-    (("score",), "labels"),
-    (("provenance", "data"), "revision"),
-    (("provenance", "backbone"), "revision"),
-    (("run", "settings", "data"), "revision"),
-)
-"""Fields that the first records did not have. Unset they are not written, so that a restored record is its old file."""
+"""How far a stored metric may be from the recomputed one: another version of NumPy or SciPy may round differently."""
 
 ABANDONED_SECONDS = 600.0
 """Age at which a temporary file counts as left by a writer that was killed."""
 
-Predictions = dict[str, list[int | float]]
-"""Class index or score of every example, by evaluation split."""
+Checkpoint = Literal["crossfit", "test", "best", "last"]
+"""Which number of a run is shown, see `Record.shown`."""
+CHECKPOINTS: tuple[Checkpoint, ...] = get_args(Checkpoint)
 Status = Literal["completed", "collapsed", "diverged"]
 
 
@@ -78,13 +83,34 @@ class Run(_Block):
         return self
 
 
+def _unpacked(given: Any) -> Any:
+    if not isinstance(given, str):
+        return given
+    try:
+        lines = zlib.decompress(base64.b64decode(given, validate=True)).decode("ascii").splitlines()
+    except (ValueError, zlib.error):
+        raise ValueError("is damaged: no base64 of compressed numbers") from None
+    return [json.loads(f"[{line}]") for line in lines]
+
+
+def _packed(values: Sequence[Sequence[float]]) -> str:
+    lines = "\n".join(json.dumps(one)[1:-1].replace(" ", "") for one in map(list, values))
+    return base64.b64encode(zlib.compress(lines.encode("ascii"), 9)).decode("ascii")
+
+
+Packed = Annotated[tuple[tuple[int | float, ...], ...], BeforeValidator(_unpacked), PlainSerializer(_packed)]
+"""Class indices or scores, one tuple per evaluation: as JSON the base64 of their compressed lines of numbers."""
+
+
 class Evaluation(_Block):
-    """What one evaluation found."""
+    """What one evaluation on the development splits found."""
 
     step: int
     epoch: float
     train_loss: float | None
     """Mean since the evaluation before."""
+    penalty: float | None
+    """The weighted regulariser at this step; None for methods without one."""
     score: float
     """The task's single number, in percent."""
     metrics: dict[str, float]
@@ -93,26 +119,42 @@ class Evaluation(_Block):
     trainable: int
 
 
-class Checkpoints(_Block):
-    """Predictions of two checkpoints."""
+class Test(_Block):
+    """Metrics on the test splits, of two checkpoints; fractions, by the keys of `Task.metrics`."""
 
-    best: Predictions | None
-    last: Predictions | None
+    best: dict[str, float]
+    """Of the evaluation with the best development score."""
+    last: dict[str, float]
 
 
 class Score(_Block):
-    """How good it was on the development splits."""
+    """How good it was."""
 
-    best: Evaluation | None
-    """The evaluation with the best score."""
-    last: Evaluation | None
-    """The evaluation at the last step."""
     baseline: float
-    """Score of the best constant prediction, in percent."""
+    """Development score of the best constant prediction, in percent."""
+    best_step: int | None
+    """Step of the evaluation with the best development score, the first of equals."""
     history: list[Evaluation]
-    predictions: Checkpoints
-    labels: Predictions | None = None
-    """Gold labels; older records have none."""
+    test: Test | None
+    """None where the data have no labelled test splits, or nothing was evaluated."""
+    labels: dict[str, Packed]
+    """Gold labels by development split."""
+    predictions: dict[str, Packed]
+    """By development split, for every evaluation of `history`."""
+    test_labels: dict[str, Packed]
+    """By the development splits that the test splits belong to."""
+    test_predictions: dict[str, Packed]
+    """Of the two checkpoints of `test`, in that order."""
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The evaluation with the best development score; None if there was none."""
+        return next((entry for entry in self.history if entry.step == self.best_step), None)
+
+    @property
+    def last(self) -> Evaluation | None:
+        """The last evaluation."""
+        return self.history[-1] if self.history else None
 
 
 class Parameters(_Block):
@@ -164,11 +206,19 @@ class Ranks(_Block):
 
 
 class Orthogonality(_Block):
-    """Means over modules of ||A A^T - I||_F^2 and ||B^T B - I||_F^2 (Figure 5)."""
+    """Deviations from orthogonality after a step (Figure 5)."""
 
     step: int
     A: float
+    """Mean over modules of ||A A^T - I||_F^2, active components."""
     B: float
+    """Mean over modules of ||B^T B - I||_F^2, active components."""
+    A_with_reserve: float
+    B_with_reserve: float
+    norm: float
+    """Mean over all A and B of the norm, not squared, active components."""
+    norm_with_reserve: float
+    """What the authors' code logs."""
 
 
 class Allocation(_Block):
@@ -187,7 +237,7 @@ class DataOrigin(_Block):
     """The data that were used."""
 
     source: str
-    revision: str | None = None
+    revision: str | None
     """Commit of the Hub data set."""
     fingerprint: str
     """Of the content, `increlora.glue.loading`."""
@@ -199,10 +249,10 @@ class BackboneOrigin(_Block):
     """The pretrained model that was used."""
 
     name: str
-    revision: str | None = None
+    revision: str | None
     """Commit of the Hub repository."""
-    fingerprint: str | None
-    """Of the weights that were loaded; of the Hub's, older records have none."""
+    fingerprint: str
+    """Of the weights that were loaded."""
 
 
 class Provenance(_Block):
@@ -229,63 +279,117 @@ class Record(_Block):
     """None for methods that allocate no ranks and start from none."""
     provenance: Provenance
 
+    def shown(self, checkpoint: Checkpoint) -> dict[str, float] | None:
+        """The run's metrics by one rule of which checkpoint to show, as fractions by the keys of `Task.metrics`.
+
+        - ``best``: development metrics of the evaluation with the best development score, chosen and shown on the same
+          rows, as the papers do.
+        - ``last``: development metrics of the last evaluation.
+        - ``test``: test metrics of the evaluation with the best development score.
+        - ``crossfit``: the development rows are cut into two halves, the same for every run of a task; the evaluation
+          with the best score on one half shows its metrics on the other, and the other way round; their mean.
+
+        Returns:
+            None where the run has no such number.
+        """
+        score = self.score
+        if checkpoint == "test":
+            return None if score.test is None else score.test.best
+        if not score.history:
+            return None
+        if checkpoint == "crossfit":
+            return self._crossfit()
+        entry = score.best if checkpoint == "best" else score.last
+        return entry and entry.metrics
+
+    def _crossfit(self) -> dict[str, float]:
+        task, score = TASKS[self.run.task], self.score
+        halves = []
+        for half in (0, 1):
+            rows = {split: _half(task.name, split, len(labels[0]), half) for split, labels in score.labels.items()}
+            gold = {split: [labels[0][row] for row in rows[split]] for split, labels in score.labels.items()}
+            halves.append(
+                [
+                    recompute(
+                        task.name,
+                        {
+                            split: [values[at][row] for row in rows[split]]
+                            for split, values in score.predictions.items()
+                        },
+                        gold,
+                    )
+                    for at in range(len(score.history))
+                ]
+            )
+        shown = [there[_first_best(task, map(task.score, here))] for here, there in (halves, halves[::-1])]
+        return {key: (shown[0][key] + shown[1][key]) / 2 for key in shown[0]}
+
     @model_validator(mode="after")
     def _scores_are_those_of_the_predictions(self) -> Record:
-        task = TASKS.get(self.run.task)
+        task, score = TASKS.get(self.run.task), self.score
         if task is None:
             raise ValueError(f"its task {self.run.task!r} is unknown; allowed: {', '.join(TASKS)}")
-        for number, entry in enumerate(self.score.history):
-            _check_ranges(task, entry, f"score.history[{number}]")
-        for name in ("best", "last"):
-            entry, predictions = getattr(self.score, name), getattr(self.score.predictions, name)
-            if entry is not None:
-                _check_ranges(task, entry, f"score.{name}")
-                self._check_predictions(task, entry, predictions, f"score.{name}")
-            elif self.run.status != "diverged":
-                raise ValueError(f"score.{name} is missing in a run that {self.run.status}")
+        if not score.history and self.run.status != "diverged":
+            raise ValueError(f"score.history is empty in a run that {self.run.status}")
+        best = _first_best(task, (entry.score for entry in score.history)) if score.history else None
+        if score.best_step != (None if best is None else score.history[best].step):
+            raise ValueError(f"score.best_step is {score.best_step}, but the best evaluation is another")
+        for number, entry in enumerate(score.history):
+            if not math.isclose(entry.score, task.score(entry.metrics), abs_tol=100 * TOLERANCE):
+                wanted = task.score(entry.metrics)
+                raise ValueError(f"score.history[{number}].score is {entry.score}, but its metrics give {wanted:.4f}")
+        evaluations = {f"history[{number}]": entry.metrics for number, entry in enumerate(score.history)}
+        self._check(task, evaluations, score.predictions, score.labels, task.eval_splits)
+        if score.test is not None:
+            tested = {"test.best": score.test.best, "test.last": score.test.last}
+            self._check(task, tested, score.test_predictions, score.test_labels, task.test_splits)
         return self
 
-    def _check_predictions(self, task: Task, entry: Evaluation, predictions: Predictions | None, field: str) -> None:
-        rows = {split: self.provenance.data.rows.get(split) for split in task.eval_splits}
-        if {split: len(values) for split, values in (predictions or {}).items()} != rows:
-            raise ValueError(f"{field} has not one prediction for each of its {rows} examples")
-        labels = self.labels()
-        if labels is None or predictions is None:
-            return
-        from increlora.glue.metrics import recompute
+    def _check(
+        self,
+        task: Task,
+        evaluations: Mapping[str, Mapping[str, float]],
+        predictions: Mapping[str, Packed],
+        labels: Mapping[str, Packed],
+        names: Sequence[str],
+    ) -> None:
+        rows = [self.provenance.data.rows.get(name) for name in names]
+        found = [{len(values) for values in labels.get(split, [()])} for split in task.eval_splits]
+        if found != [{number} for number in rows]:
+            raise ValueError(f"score has not one label for each of the {rows} examples of {', '.join(names)}")
+        for at, (field, metrics) in enumerate(evaluations.items()):
+            for key, metric in task.metrics.items():
+                value = metrics.get(key)
+                if value is None or not metric.low <= value <= metric.high:
+                    raise ValueError(
+                        f"score.{field}.metrics.{key} is {value}; allowed: {metric.low:g} to {metric.high:g}"
+                    )
+            guess = {split: values[at] for split, values in predictions.items() if at < len(values)}
+            if [len(guess.get(split, ())) for split in task.eval_splits] != rows:
+                raise ValueError(f"score.{field} has not one prediction for each of its {rows} examples")
+            gold = {split: values[0] for split, values in labels.items()}
+            for key, value in recompute(task.name, guess, gold).items():
+                if abs(value - metrics[key]) > TOLERANCE:
+                    raise ValueError(
+                        f"score.{field}.metrics.{key} is {metrics[key]}, but its predictions give {value:.4f}"
+                    )
 
-        for key, value in recompute(task.name, predictions, labels).items():
-            if abs(value - entry.metrics[key]) > TOLERANCE:
-                raise ValueError(f"{field}.metrics.{key} is {entry.metrics[key]}, but its predictions give {value:.4f}")
 
-    def labels(self) -> Predictions | None:
-        """The gold labels of the evaluation splits: stored, or generated again; None if they are not at hand."""
-        if self.score.labels is not None:
-            return self.score.labels
-        settings, origin = self.run.settings, self.provenance.data
-        if settings.data.source != "builtin":
-            return None
-        fingerprint, labels = _builtin(settings.task, settings.data)
-        return labels if fingerprint == origin.fingerprint else None
-
-
-def _check_ranges(task: Task, entry: Evaluation, field: str) -> None:
-    for key, metric in task.metrics.items():
-        value = entry.metrics.get(key)
-        if value is None or not metric.low <= value <= metric.high:
-            raise ValueError(f"{field}.metrics.{key} is {value}; allowed: {metric.low:g} to {metric.high:g}")
-    expected = task.score(entry.metrics)
-    if not math.isclose(entry.score, expected, abs_tol=100 * TOLERANCE):
-        raise ValueError(f"{field}.score is {entry.score}, but its metrics give {expected:.4f}")
+def _first_best(task: Task, scores: Iterable[float]) -> int:
+    """Position of the best score, the first of equals."""
+    best, found = 0, list(scores)
+    for at, score in enumerate(found):
+        if task.is_better(score, found[best]):
+            best = at
+    return best
 
 
 @functools.cache
-def _builtin(task: str, data: Data) -> tuple[str, Predictions]:
-    """Fingerprint and evaluation labels of the built-in corpus."""
-    from increlora.glue.loading import load_task
-
-    found = load_task(task, **data.model_dump())
-    return found.fingerprint, {split: examples.labels for split, examples in found.evaluation.items()}
+def _half(task: str, split: str, rows: int, which: int) -> list[int]:
+    """One of the two halves of a development split, the same for every run of a task."""
+    order = list(range(rows))
+    random.Random(f"{task}/{split}/{rows}").shuffle(order)
+    return sorted(order[which::2])
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -300,10 +404,6 @@ def write_record(path: str | Path, record: Record) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
     content = record.model_dump(mode="json")
-    for path_to, name in _LATER:
-        block = functools.reduce(lambda block, key: block[key], path_to, content)
-        if block[name] is None:
-            del block[name]
     blocks = (f"{json.dumps(name)}: {json.dumps(block, allow_nan=False)}" for name, block in content.items())
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:

@@ -11,6 +11,7 @@ takes its share of each batch and the gradients are averaged, so the effective b
 from __future__ import annotations
 
 import datetime
+import functools
 import logging
 import math
 import signal
@@ -56,9 +57,11 @@ class Progress:
 
     Attributes:
         step: completed optimizer steps.
-        history: one entry per evaluation.
-        best: the evaluation with the highest score, with its predictions.
-        last: the latest evaluation, with its predictions.
+        history: one entry per evaluation on the development splits.
+        predictions: of every evaluation, by split.
+        best: position in `history` of the best score.
+        best_weights: those of that evaluation, where there is a test split to show it on.
+        constant: whether every prediction of the best evaluation is the same.
         orthogonality: ``{"step", "A", "B"}`` over training, for low-rank methods.
         losses: training losses since the last evaluation.
         seconds: training time of earlier sessions of this run.
@@ -70,8 +73,10 @@ class Progress:
 
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None
-    last: dict[str, Any] | None = None
+    predictions: dict[str, list[list[float]]] = field(default_factory=dict)
+    best: int | None = None
+    best_weights: dict[str, Tensor] | None = None
+    constant: bool = False
     orthogonality: list[dict[str, float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -131,9 +136,12 @@ class _Run:
         self.earlier = 0.0  # seconds of training in earlier sessions
         self.group = ProcessGroup(device)
         self.data = load_task(settings.task, **settings.data.model_dump())
-        self.labels = {split: list(examples.labels) for split, examples in self.data.evaluation.items()}
+        self.labels, self.test_labels = (
+            {split: list(examples.labels) for split, examples in part.items()}
+            for part in (self.data.evaluation, self.data.test)
+        )
         self.total, self.per_epoch, _ = settings.training.steps(len(self.data.train))
-        self.train, self.evaluation = self._encode(self.data)
+        self.train, self.evaluation, self.test = self._encode(self.data)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self.source_ranks = ranks
@@ -144,7 +152,7 @@ class _Run:
 
     # ------------------------------------------------------------ preparation
 
-    def _encode(self, data: TaskData) -> tuple[Encoded, dict[str, Encoded]]:
+    def _encode(self, data: TaskData) -> tuple[Encoded, dict[str, Encoded], dict[str, Encoded]]:
         config = backbones.load_config(self.settings.backbone, data.task)
         longest = position_limit(config)
         if longest is not None and self.settings.training.max_length > longest:
@@ -153,11 +161,11 @@ class _Run:
         tokenizer = backbones.load_tokenizer(self.settings.backbone, config.vocab_size)
         self.pad_token_id = tokenizer.pad_token_id or 0
         length, regression = self.settings.training.max_length, data.task.is_regression
-        evaluation = {
-            split: encode(examples, tokenizer, length, regression=regression)
-            for split, examples in data.evaluation.items()
-        }
-        return encode(data.train, tokenizer, length, regression=regression), evaluation
+        encoded = functools.partial(encode, tokenizer=tokenizer, max_length=length, regression=regression)
+        evaluation, test = (
+            {split: encoded(examples) for split, examples in part.items()} for part in (data.evaluation, data.test)
+        )
+        return encoded(data.train), evaluation, test
 
     def _adapt(self) -> Adaptation:
         settings, ranks = self.settings, self.source_ranks
@@ -188,7 +196,7 @@ class _Run:
             self._train(optimizer, scheduler, interrupt)
         if self.progress.status == "completed":
             self.adaptation.finish()
-        return self._record(optimizer)
+        return self._record(self._cost(optimizer), self._parameters(), self._allocation())
 
     def _resume(self) -> tuple[torch.optim.Optimizer, Any] | None:
         """Optimizer and scheduler of the checkpoint, everything else put back; None to start from the beginning."""
@@ -255,7 +263,7 @@ class _Run:
                 except FloatingPointError as error:
                     progress.status, progress.reason = "diverged", f"{error} at step {progress.step}"
                     break
-                bar.set_postfix(score=f"{progress.last['score']:.2f}" if progress.last else "-", refresh=False)
+                bar.set_postfix(score=f"{progress.history[-1]['score']:.2f}", refresh=False)
             bar.update()
             due = time.monotonic() - saved >= self.checkpoint_seconds
             if self.group.is_first and (due or interrupt.has_come) and progress.step < self.total:
@@ -359,41 +367,64 @@ class _Run:
                 raise FloatingPointError("predictions are not finite")
             values = logits.squeeze(-1) if self.data.task.is_regression else logits.argmax(-1)
             for row, value in zip(rows, values.tolist(), strict=True):
-                predictions[row] = round(value, 5) if self.data.task.is_regression else value
+                predictions[row] = round(value, 4) if self.data.task.is_regression else value
         return predictions
 
     def _evaluate(self) -> None:
-        """Score the present weights on every evaluation split and keep the best and the last predictions."""
-        task, progress = self.data.task, self.progress
-        self.adaptation.model.eval()
-        predictions = {split: self._predict(data) for split, data in self.evaluation.items()}
-        self.adaptation.model.train()
+        """Score the present weights on every development split, and keep the best ones for the test splits."""
+        task, progress, adaptation = self.data.task, self.progress, self.adaptation
+        predictions = self._predictions(self.evaluation)
         values = metrics.compute(task.name, predictions, self.labels)
-        constant = all(len(set(guess)) == 1 for guess in predictions.values())
-        ranks = self.adaptation.ranks()
-        score = task.score(values)
+        ranks = adaptation.ranks()
         entry = {
             "step": progress.step,
             "epoch": round(progress.step / self.per_epoch, 4),
             "train_loss": statistics.fmean(progress.losses) if progress.losses else None,
-            "score": score,
+            "penalty": adaptation.regularisation(),
+            "score": task.score(values),
             "metrics": values,
             "total_rank": sum(ranks.values()) if ranks is not None else None,
-            "trainable": self.adaptation.parameters().trainable,
+            "trainable": adaptation.parameters().trainable,
         }
         progress.losses = []
         progress.history.append(entry)
-        progress.last = {**entry, "predictions": predictions, "constant": constant}
-        if progress.best is None or task.is_better(score, progress.best["score"]):
-            progress.best = progress.last
+        for split, guess in predictions.items():
+            progress.predictions.setdefault(split, []).append(guess)
+        if progress.best is None or task.is_better(entry["score"], progress.history[progress.best]["score"]):
+            progress.best = len(progress.history) - 1
+            progress.constant = all(len(set(guess)) == 1 for guess in predictions.values())
+            progress.best_weights = adaptation.weights() if self.test else None
         if self.writer is not None:
-            self.writer.add_scalar("evaluation/score", score, progress.step)
+            self.writer.add_scalar("evaluation/score", entry["score"], progress.step)
+
+    def _predictions(self, splits: Mapping[str, Encoded]) -> dict[str, list[float]]:
+        self.adaptation.model.eval()
+        predictions = {split: self._predict(data) for split, data in splits.items()}
+        self.adaptation.model.train()
+        return predictions
+
+    def _tested(self) -> dict[str, Any]:
+        """Metrics, labels and predictions of the best and the last weights on the test splits; leaves the best ones."""
+        progress, labels = self.progress, {split: [gold] for split, gold in self.test_labels.items()}
+        if progress.best_weights is None or progress.status == "diverged":
+            return {"test": None, "test_labels": {}, "test_predictions": {}}
+        last = self._predictions(self.test)
+        best = last
+        if progress.best != len(progress.history) - 1:
+            self.adaptation.load_weights(progress.best_weights)
+            best = self._predictions(self.test)
+        of = {"best": best, "last": last}
+        return {
+            "test": {name: metrics.compute(self.data.task.name, guess, self.test_labels) for name, guess in of.items()},
+            "test_labels": labels,
+            "test_predictions": {split: [best[split], last[split]] for split in self.test},
+        }
 
     def _note_orthogonality(self) -> None:
         """Record the curves of Figure 5 for methods that have such factors."""
         values = self.adaptation.orthogonality()
         if values is not None and all(map(math.isfinite, values)):  # squares overflow long before the loss does
-            self.progress.orthogonality.append({"step": self.progress.step, "A": values[0], "B": values[1]})
+            self.progress.orthogonality.append({"step": self.progress.step, **values._asdict()})
 
     def _note_optimizer_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the largest size of the optimizer's state: a growing method ends with less than it had."""
@@ -411,13 +442,12 @@ class _Run:
 
     # ------------------------------------------------------------ the record
 
-    def _record(self, optimizer: torch.optim.Optimizer) -> Record:
+    def _record(self, cost: dict[str, Any], parameters: dict[str, Any], allocation: dict[str, Any] | None) -> Record:
         settings, progress = self.settings, self.progress
-        if progress.status == "completed" and progress.best is not None and progress.best["constant"]:
+        if progress.status == "completed" and progress.constant:
             progress.status = "collapsed"
             progress.reason = "every prediction of the best checkpoint is the same"
         names = ("study", "task", "method", "kind", "budget", "seed", "digest", "protocol")
-        checkpoints = {"best": progress.best, "last": progress.last}
         return Record.model_validate(
             {
                 "run": {
@@ -427,21 +457,22 @@ class _Run:
                     "settings": settings,
                 },
                 "score": {
-                    **{name: _without(entry, "predictions", "constant") for name, entry in checkpoints.items()},
                     "baseline": metrics.baseline(settings.task, self.labels),
+                    "best_step": None if progress.best is None else progress.history[progress.best]["step"],
                     "history": progress.history,
-                    "predictions": {name: entry and entry["predictions"] for name, entry in checkpoints.items()},
-                    "labels": self.labels,
+                    "labels": {split: [gold] for split, gold in self.labels.items()},
+                    "predictions": progress.predictions,
+                    **self._tested(),
                 },
-                "parameters": self._parameters(),
-                "cost": self._cost(optimizer),
-                "allocation": self._allocation(),
+                "parameters": parameters,
+                "cost": cost,
+                "allocation": allocation,
                 "provenance": provenance(
                     data={
                         "source": settings.data.source,
                         "revision": self.data.revision,
                         "fingerprint": self.data.fingerprint,
-                        "rows": {"train": len(self.train), **{s: len(e) for s, e in self.evaluation.items()}},
+                        "rows": self._rows(),
                     },
                     backbone={
                         "name": settings.backbone.name,
@@ -453,6 +484,16 @@ class _Run:
                 ),
             }
         )
+
+    def _rows(self) -> dict[str, int]:
+        """Examples by the names of the splits."""
+        names = dict(zip(self.data.task.eval_splits, self.data.task.test_splits, strict=True))
+        evaluation = {split: len(data) for split, data in self.evaluation.items()}
+        return {
+            "train": len(self.train),
+            **evaluation,
+            **{names[split]: len(data) for split, data in self.test.items()},
+        }
 
     def _parameters(self) -> dict[str, Any]:
         count = self.adaptation.parameters()
@@ -505,10 +546,6 @@ class _Run:
             "growth": growth,
             "orthogonality": self.progress.orthogonality,
         }
-
-
-def _without(entry: Mapping[str, Any] | None, *names: str) -> dict[str, Any] | None:
-    return None if entry is None else {key: value for key, value in entry.items() if key not in names}
 
 
 def _now() -> str:

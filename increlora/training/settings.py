@@ -62,8 +62,13 @@ class Data(Block):
     """Use the first so many training examples; null for all."""
     eval_rows: int | None = Field(default=None, ge=1)
     """Use the first so many evaluation examples of each split; null for all."""
-    seed: Seed = 0
-    """Seed of the built-in generator."""
+    test_rows: int | None = Field(default=None, ge=1)
+    """Use the first so many examples of each labelled test split (the built-in corpus has them); null for all."""
+    evaluate_on: Literal["validation", "held_out"] = "validation"
+    """`held_out`: a fixed fifth of the training split, which is then not trained on: for the choice of settings, on data
+    that no table shows."""
+    seed: Seed | None = None
+    """Seed of the built-in generator; null: that of the run, so that every seed trains on a draw of its own."""
 
     @model_validator(mode="after")
     def _path_belongs_to_local(self) -> Data:
@@ -77,7 +82,9 @@ class Data(Block):
         if self.source == "builtin":
             from increlora.glue.corpus import EVAL_ROWS, TRAIN_ROWS
 
-            return self.train_rows or TRAIN_ROWS, (self.eval_rows or EVAL_ROWS) * splits
+            train, evaluation = self.train_rows or TRAIN_ROWS, (self.eval_rows or EVAL_ROWS) * splits
+        if self.evaluate_on == "held_out":
+            train, evaluation = train - train // 5, train // 5
         return min(train, self.train_rows or train), min(evaluation, (self.eval_rows or evaluation) * splits)
 
 
@@ -171,8 +178,6 @@ class RunSettings(Block):
         content = self.model_dump(mode="json", exclude={"study", "method"})
         for block in ("backbone", "data"):
             content[block].pop("path")
-        if content["data"]["revision"] is None:  # a field that the first records did not have
-            del content["data"]["revision"]
         if content["data"]["source"] == "local":  # a copy of what the Hub has under that name
             content["data"]["source"] = "hub"
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

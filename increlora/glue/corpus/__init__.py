@@ -5,13 +5,13 @@ mean. It is synthetic: scores on it are comparable with one another, not with sc
 
     >>> rows = generate("rte", train_rows=100)
     >>> sorted(rows)
-    ['train', 'validation']
+    ['test', 'train', 'validation']
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +20,8 @@ from increlora.glue.corpus.discourse import CONNECTIVES, document
 from increlora.glue.corpus.grammar import Genre, Split
 from increlora.glue.tasks import TASKS, Task
 
-TRAIN_ROWS, EVAL_ROWS = 1200, 300
-"""Rows of a task's training split, and of each of its evaluation splits."""
+TRAIN_ROWS, EVAL_ROWS, TEST_ROWS = 1200, 400, 2000
+"""Rows of a task's training split, of each of its evaluation splits, and of each of its test splits."""
 
 LABEL_NOISE = 0.04
 """Fraction of the rows of a classification task, in every split, whose label is replaced by another one."""
@@ -47,16 +47,19 @@ def _row_maker(task: Task, split_name: str) -> Callable[[random.Random, Split], 
     return partial(make_row, genre=Genre.MISMATCHED) if split_name.endswith("mismatched") else make_row
 
 
-def _rows(task: Task, split_name: str, split: Split, count: int, seed: int) -> list[dict]:
-    """``count`` distinct rows. Rows are drawn one after the other, so fewer rows are a prefix of more rows."""
+def _rows(task: Task, split_name: str, split: Split, count: int, seed: int, others: Iterable[dict] = ()) -> list[dict]:
+    """``count`` distinct rows, none of them among ``others``.
+
+    Rows are drawn one after the other, so fewer rows are a prefix of more rows.
+    """
     rng = random.Random(f"{task.name}/{split_name}/{seed}")
     make_row = _row_maker(task, split_name)
     rows: list[dict] = []
-    seen: set[tuple] = set()
+    seen = {_text(task, row) for row in others}
     repeats = 0
     while len(rows) < count:
         row = make_row(rng, split)
-        text = tuple(row.values())[:-1]
+        text = _text(task, row)
         if text in seen:
             repeats += 1
             if repeats > PATIENCE:
@@ -71,8 +74,17 @@ def _rows(task: Task, split_name: str, split: Split, count: int, seed: int) -> l
     return rows
 
 
+def _text(task: Task, row: dict) -> tuple[str, ...]:
+    return tuple(row[column] for column in task.text_columns)
+
+
 def generate(
-    task: str, *, seed: int = 0, train_rows: int | None = None, eval_rows: int | None = None
+    task: str,
+    *,
+    seed: int = 0,
+    train_rows: int | None = None,
+    eval_rows: int | None = None,
+    test_rows: int | None = None,
 ) -> dict[str, list[dict]]:
     """The rows of one task by split name, with GLUE's column names.
 
@@ -81,10 +93,12 @@ def generate(
         seed: another seed gives other rows of the same task.
         train_rows: number of training rows; fewer rows are a prefix of more rows. Default: `TRAIN_ROWS`.
         eval_rows: the same for each evaluation split; default `EVAL_ROWS`.
+        test_rows: the same for each test split; default `TEST_ROWS`.
 
     Returns:
-        ``train`` and ``validation`` (MNLI: ``validation_matched`` and ``validation_mismatched``). No sentence of an
-        evaluation split occurs in a training split or in `documents`.
+        ``train``, ``validation`` and ``test`` (MNLI: ``validation_matched``, ``validation_mismatched``, ``test_matched``
+        and ``test_mismatched``). No event of an evaluation or test split occurs in a training split or in `documents`,
+        and no row of a test split in the evaluation split that it belongs to.
 
     Raises:
         ValueError: the task is unknown, or a number of rows is negative or more than the grammar gives.
@@ -92,12 +106,14 @@ def generate(
     known = _task(task)
     train = TRAIN_ROWS if train_rows is None else train_rows
     evaluation = EVAL_ROWS if eval_rows is None else eval_rows
-    for name, value in (("train_rows", train), ("eval_rows", evaluation)):
+    test = TEST_ROWS if test_rows is None else test_rows
+    for name, value in (("train_rows", train), ("eval_rows", evaluation), ("test_rows", test)):
         if value < 0:
             raise ValueError(f"{name}: {value} given; must be 0 or more")
     rows = {"train": _rows(known, "train", Split.TRAIN, train, seed)}
-    for name in known.eval_splits:
+    for name, test_name in zip(known.eval_splits, known.test_splits, strict=True):
         rows[name] = _rows(known, name, Split.EVALUATION, evaluation, seed)
+        rows[test_name] = _rows(known, test_name, Split.EVALUATION, test, seed, rows[name])
     return rows
 
 
@@ -121,4 +137,14 @@ def write_folder(path: str | Path, *, seed: int) -> None:
     write(Path(path), seed=seed)
 
 
-__all__ = ["CONNECTIVES", "EVAL_ROWS", "LABEL_NOISE", "TRAIN_ROWS", "documents", "generate", "names", "write_folder"]
+__all__ = [
+    "CONNECTIVES",
+    "EVAL_ROWS",
+    "LABEL_NOISE",
+    "TEST_ROWS",
+    "TRAIN_ROWS",
+    "documents",
+    "generate",
+    "names",
+    "write_folder",
+]

@@ -8,7 +8,7 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def _correlation(name: str, guess: np.ndarray, gold: np.ndarray) -> float:
         return float(getattr(stats, name)(gold, guess).statistic)
 
 
-_METRICS = {
+_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews_correlation": _matthews,

@@ -120,9 +120,9 @@ class Report(_Block):
 
     checkpoint: Checkpoint = "crossfit"
     """Which of a run's numbers a table shows; records hold what all of them need. `test`: chosen on the development
-    split, shown on the test split, where there is one. `crossfit`: chosen on one half of the development split, shown on
-    the other, and the other way round. `best`: chosen and shown on the same rows, as in the papers. `last`: the last
-    evaluation."""
+    split, shown on the test split, where there is one. `crossfit`: chosen on one half of the development split, shown
+    on the other, and the other way round. `best`: chosen and shown on the same rows, as in the papers. `last`: the
+    last evaluation."""
 
 
 class Execution(_Block):

@@ -300,27 +300,19 @@ class Record(_Block):
         if checkpoint == "crossfit":
             return self._crossfit()
         entry = score.best if checkpoint == "best" else score.last
-        return entry and entry.metrics
+        return None if entry is None else entry.metrics
 
     def _crossfit(self) -> dict[str, float]:
         task, score = TASKS[self.run.task], self.score
         halves = []
         for half in (0, 1):
             rows = {split: _half(task.name, split, len(labels[0]), half) for split, labels in score.labels.items()}
-            gold = {split: [labels[0][row] for row in rows[split]] for split, labels in score.labels.items()}
-            halves.append(
-                [
-                    recompute(
-                        task.name,
-                        {
-                            split: [values[at][row] for row in rows[split]]
-                            for split, values in score.predictions.items()
-                        },
-                        gold,
-                    )
-                    for at in range(len(score.history))
-                ]
+            gold = {split: [score.labels[split][0][row] for row in chosen] for split, chosen in rows.items()}
+            guesses = (
+                {split: [score.predictions[split][at][row] for row in chosen] for split, chosen in rows.items()}
+                for at in range(len(score.history))
             )
+            halves.append([recompute(task.name, guess, gold) for guess in guesses])
         shown = [there[_first_best(task, map(task.score, here))] for here, there in (halves, halves[::-1])]
         return {key: (shown[0][key] + shown[1][key]) / 2 for key in shown[0]}
 

@@ -375,13 +375,13 @@ class _Run:
         task, progress, adaptation = self.data.task, self.progress, self.adaptation
         predictions = self._predictions(self.evaluation)
         values = metrics.compute(task.name, predictions, self.labels)
-        ranks = adaptation.ranks()
+        ranks, score = adaptation.ranks(), task.score(values)
         entry = {
             "step": progress.step,
             "epoch": round(progress.step / self.per_epoch, 4),
             "train_loss": statistics.fmean(progress.losses) if progress.losses else None,
             "penalty": adaptation.regularisation(),
-            "score": task.score(values),
+            "score": score,
             "metrics": values,
             "total_rank": sum(ranks.values()) if ranks is not None else None,
             "trainable": adaptation.parameters().trainable,
@@ -390,12 +390,12 @@ class _Run:
         progress.history.append(entry)
         for split, guess in predictions.items():
             progress.predictions.setdefault(split, []).append(guess)
-        if progress.best is None or task.is_better(entry["score"], progress.history[progress.best]["score"]):
+        if progress.best is None or task.is_better(score, progress.history[progress.best]["score"]):
             progress.best = len(progress.history) - 1
             progress.constant = all(len(set(guess)) == 1 for guess in predictions.values())
             progress.best_weights = adaptation.weights() if self.test else None
         if self.writer is not None:
-            self.writer.add_scalar("evaluation/score", entry["score"], progress.step)
+            self.writer.add_scalar("evaluation/score", score, progress.step)
 
     def _predictions(self, splits: Mapping[str, Encoded]) -> dict[str, list[float]]:
         self.adaptation.model.eval()

@@ -65,8 +65,8 @@ class Data(Block):
     test_rows: int | None = Field(default=None, ge=1)
     """Use the first so many examples of each labelled test split (the built-in corpus has them); null for all."""
     evaluate_on: Literal["validation", "held_out"] = "validation"
-    """`held_out`: a fixed fifth of the training split, which is then not trained on: for the choice of settings, on data
-    that no table shows."""
+    """`held_out`: a fixed fifth of the training split, which is then not trained on: for the choice of settings, on
+    data that no table shows."""
     seed: Seed | None = None
     """Seed of the built-in generator; null: that of the run, so that every seed trains on a draw of its own."""
 

@@ -96,8 +96,8 @@ def generate(
         test_rows: the same for each test split; default `TEST_ROWS`.
 
     Returns:
-        ``train``, ``validation`` and ``test`` (MNLI: ``validation_matched``, ``validation_mismatched``, ``test_matched``
-        and ``test_mismatched``). No event of an evaluation or test split occurs in a training split or in `documents`,
+        ``train``, ``validation`` and ``test`` (MNLI: ``validation_matched`` and ``validation_mismatched``, and two test
+        splits named in the same way). No event of an evaluation or test split occurs in a training split or in `documents`,
         and no row of a test split in the evaluation split that it belongs to.
 
     Raises:

@@ -97,8 +97,8 @@ def generate(
 
     Returns:
         ``train``, ``validation`` and ``test`` (MNLI: ``validation_matched`` and ``validation_mismatched``, and two test
-        splits named in the same way). No event of an evaluation or test split occurs in a training split or in `documents`,
-        and no row of a test split in the evaluation split that it belongs to.
+        splits named in the same way). No event of an evaluation or test split occurs in a training split or in
+        `documents`, and no row of a test split in the evaluation split that it belongs to.
 
     Raises:
         ValueError: the task is unknown, or a number of rows is negative or more than the grammar gives.

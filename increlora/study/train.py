@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from increlora.errors import ConfigError, IncreLoraError, unknown
+from increlora.glue.tasks import TASKS
 from increlora.study.cells import Cell, all_cells, sources
 from increlora.study.config import Study
 from increlora.study.settings import all_runs, run_settings
@@ -60,14 +61,14 @@ def train(
 
     Args:
         study: the study.
-        runs: what to train, those that others start from first.
+        runs: what to train. Those that others start from come first, then runs on the same data one after another.
         records_root: folder of the study's records.
         progress: show a progress bar for each run.
 
     Returns:
         Why each failed run failed, by its label.
     """
-    runs = list(runs)
+    runs = sorted(runs, key=lambda run: (run.ranks_from is not None, list(TASKS).index(run.task), run.seed))
     failed: dict[str, str] = {}
     meter = Meter(study, runs, records_root)
     for settings in runs:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import json
 import logging
 import math
 import signal
@@ -42,7 +43,7 @@ from increlora.training.interrupt import Interrupt, noting_sigterm
 from increlora.training.memory import MIB, LiveTensors, resident_tensors
 from increlora.training.provenance import provenance
 from increlora.training.record import Record
-from increlora.training.settings import RunSettings
+from increlora.training.settings import Backbone, Data, RunSettings
 
 logger = logging.getLogger(__name__)
 
@@ -135,13 +136,15 @@ class _Run:
         self.clock = time.monotonic()
         self.earlier = 0.0  # seconds of training in earlier sessions
         self.group = ProcessGroup(device)
-        self.data = load_task(settings.task, **settings.data.model_dump())
+        relevant = settings.model_dump_json(
+            include={"task": True, "data": True, "backbone": True, "training": {"max_length"}}
+        )
+        self.data, self.train, self.evaluation, self.test, self.pad_token_id = _encoded(relevant)
         self.labels, self.test_labels = (
             {split: list(examples.labels) for split, examples in part.items()}
             for part in (self.data.evaluation, self.data.test)
         )
         self.total, self.per_epoch, _ = settings.training.steps(len(self.data.train))
-        self.train, self.evaluation, self.test = self._encode(self.data)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self.source_ranks = ranks
@@ -151,21 +154,6 @@ class _Run:
         self.writer = _tensorboard(tensorboard, settings) if self.group.is_first else None
 
     # ------------------------------------------------------------ preparation
-
-    def _encode(self, data: TaskData) -> tuple[Encoded, dict[str, Encoded], dict[str, Encoded]]:
-        config = backbones.load_config(self.settings.backbone, data.task)
-        longest = position_limit(config)
-        if longest is not None and self.settings.training.max_length > longest:
-            name = self.settings.backbone.name
-            raise ConfigError("training.max_length", f"{name} reads up to {longest} tokens")
-        tokenizer = backbones.load_tokenizer(self.settings.backbone, config.vocab_size)
-        self.pad_token_id = tokenizer.pad_token_id or 0
-        length, regression = self.settings.training.max_length, data.task.is_regression
-        encoded = functools.partial(encode, tokenizer=tokenizer, max_length=length, regression=regression)
-        evaluation, test = (
-            {split: encoded(examples) for split, examples in part.items()} for part in (data.evaluation, data.test)
-        )
-        return encoded(data.train), evaluation, test
 
     def _adapt(self) -> Adaptation:
         settings, ranks = self.settings, self.source_ranks
@@ -546,6 +534,28 @@ class _Run:
             "growth": growth,
             "orthogonality": self.progress.orthogonality,
         }
+
+
+@functools.lru_cache(maxsize=2)
+def _encoded(relevant: str) -> tuple[TaskData, Encoded, dict[str, Encoded], dict[str, Encoded], int]:
+    """A task's data, its splits tokenised, and the token that pads; `train` puts runs on the same data one after another.
+
+    Args:
+        relevant: the blocks of the run's settings that decide it, as JSON.
+    """
+    given = json.loads(relevant)
+    backbone, data, length = Backbone(**given["backbone"]), Data(**given["data"]), given["training"]["max_length"]
+    loaded = load_task(given["task"], **data.model_dump())
+    config = backbones.load_config(backbone, loaded.task)
+    longest = position_limit(config)
+    if longest is not None and length > longest:
+        raise ConfigError("training.max_length", f"{backbone.name} reads up to {longest} tokens")
+    tokenizer = backbones.load_tokenizer(backbone, config.vocab_size)
+    encoded = functools.partial(encode, tokenizer=tokenizer, max_length=length, regression=loaded.task.is_regression)
+    evaluation, test = (
+        {split: encoded(examples) for split, examples in part.items()} for part in (loaded.evaluation, loaded.test)
+    )
+    return loaded, encoded(loaded.train), evaluation, test, tokenizer.pad_token_id or 0
 
 
 def _now() -> str:

@@ -538,7 +538,7 @@ class _Run:
 
 @functools.lru_cache(maxsize=2)
 def _encoded(relevant: str) -> tuple[TaskData, Encoded, dict[str, Encoded], dict[str, Encoded], int]:
-    """A task's data, its splits tokenised, and the token that pads; `train` puts runs on the same data one after another.
+    """A task and its splits, tokenised, and the token that pads; `train` puts runs on the same data one after another.
 
     Args:
         relevant: the blocks of the run's settings that decide it, as JSON.

@@ -1,14 +1,14 @@
 """Pretrain the backbone of the `mini` study: a small encoder with the structure of DeBERTa-v3, from text to Hub folder.
 
 The text is `increlora.glue.corpus.documents`: unlabelled documents of one or two related sentences, packed as
-``[CLS] first [SEP] second [SEP]``. Three objectives, summed:
+``[CLS] first [SEP] second [SEP]``. Two objectives, summed:
 
-- ``mlm``: predict masked words (Devlin et al. 2019).
+- ``mlm``: predict masked words (Devlin et al. 2019). Connectives ("thus", "however") are masked more often than other
+  words: to predict one is to tell how two sentences relate (DisSent, Nie et al. 2019). What the encoder learns of it it
+  learns at the connective's place; that ``[CLS]`` has to hold it is for fine-tuning to find.
 - ``rtd``: tell at each position whether the word was replaced (ELECTRA; DeBERTa-v3's own objective). The generator is
   not a network: words come from bigram counts of the text or have a similar spelling, and neighbours are exchanged.
   ``[CLS]`` is asked whether anything in the sequence was replaced.
-- ``connective``: a connective ("thus", "however") that opened a sentence is left out, and ``[CLS]`` has to name it
-  (DisSent, Nie et al. 2019). This is what makes ``[CLS]`` relate the two sentences.
 
 Everything is seeded; on CPU the same settings and thread count give the same weights.
 """
@@ -37,7 +37,7 @@ from increlora.training.pretrain_settings import CHARACTERS, SPECIAL_TOKENS, Pre
 logger = logging.getLogger(__name__)
 
 PAD, CLS, SEP, UNK, MASK = range(5)
-LOSS_WEIGHTS = {"mlm": 1.0, "rtd": 4.0, "rtd_sequence": 1.0, "connective": 3.0}
+LOSS_WEIGHTS = {"mlm": 1.0, "rtd": 4.0, "rtd_sequence": 1.0}
 _IGNORED = -100  # the target that cross entropy leaves out
 
 
@@ -120,9 +120,9 @@ def build_tokenizer(texts: list[list[str]], vocab_size: int, max_length: int) ->
 class PretrainingData:
     """The packed text and the word statistics that replacements are drawn from.
 
-    Shapes: ``ids`` (documents, longest); ``connective`` (documents,), the token left out or -100; ``after`` and
-    ``before`` (vocabulary, k): words seen after / before a word, in proportion; ``spelling`` (vocabulary, k): words
-    that begin with the same letters.
+    Shapes: ``ids`` (documents, longest); ``connective`` (vocabulary,), whether a word is one; ``after`` and ``before``
+    (vocabulary, k): words seen after / before a word, in proportion; ``spelling`` (vocabulary, k): words that begin
+    with the same letters.
     """
 
     ids: Tensor
@@ -133,30 +133,19 @@ class PretrainingData:
 
     @classmethod
     def from_documents(cls, texts: list[list[str]], tokenizer: Any, settings: PretrainSettings) -> PretrainingData:
-        """Pack ``texts``, leaving out most of the connectives where the objective asks for them."""
+        """Pack ``texts``."""
         rng = random.Random(settings.seed)
-        connectives = set(corpus.CONNECTIVES.values())
-        leave_out = "connective" in settings.objective.split("+")
-        packed: list[str | tuple[str, str]] = []
-        left_out: list[str | None] = []
-        for sentences in texts:
-            kept, dropped = [], None
-            for sentence in sentences[:2]:
-                word, _, rest = sentence.partition(" ")
-                if leave_out and dropped is None and word in connectives and rng.random() < 0.85:
-                    dropped, sentence = word, rest
-                kept.append(sentence)
-            packed.append((kept[0], kept[1]) if len(kept) == 2 else kept[0])
-            left_out.append(dropped)
+        packed = [tuple(sentences[:2]) if len(sentences) > 1 else sentences[0] for sentences in texts]
         encoded = tokenizer.backend_tokenizer.encode_batch(packed)
         rows = [encoding.ids[: settings.max_position_embeddings] for encoding in encoded]
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for position, row in enumerate(rows):
             ids[position, : len(row)] = torch.tensor(row)
-        target = [tokenizer.convert_tokens_to_ids(word) if word else _IGNORED for word in left_out]
+        connective = torch.zeros(len(tokenizer), dtype=torch.bool)
+        connective[tokenizer.convert_tokens_to_ids(list(corpus.CONNECTIVES.values()))] = True
         after, before = _neighbour_samples(rows, len(tokenizer), rng)
         spelling = _spelling_samples(tokenizer.convert_ids_to_tokens(range(len(tokenizer))), rng)
-        return cls(ids, torch.tensor(target), after, before, spelling)
+        return cls(ids, connective, after, before, spelling)
 
     def batches(self, settings: PretrainSettings, generator: torch.Generator) -> Iterator[Tensor]:
         """Row numbers of one batch after the other, for ever; rows of similar length share a batch."""
@@ -203,19 +192,18 @@ def _spelling_samples(tokens: list[str], rng: random.Random, k: int = 8) -> Tens
 
 @dataclass(frozen=True)
 class Batch:
-    """One corrupted batch; shapes (batch, length), ``connective`` (batch,). Targets are -100 where nothing is asked."""
+    """One corrupted batch; shapes (batch, length). Targets are -100 where nothing is asked."""
 
     ids: Tensor
     masked: Tensor
     replaced: Tensor
-    connective: Tensor
 
 
 def corrupt(data: PretrainingData, rows: Tensor, settings: PretrainSettings, generator: torch.Generator) -> Batch:
     """Mask or replace words of ``rows``.
 
-    A sequence whose connective was left out stays whole but for a few masks; of the others one half is masked and the
-    other half has words replaced and neighbours exchanged.
+    A sequence is either masked, or has words replaced and neighbours exchanged; one with a connective is masked more
+    often than others.
     """
 
     def uniform(*shape: int) -> Tensor:
@@ -225,10 +213,9 @@ def corrupt(data: PretrainingData, rows: Tensor, settings: PretrainSettings, gen
     original = original[:, : int((original != PAD).sum(1).max())]
     count, length = original.shape
     objective = settings.objective.split("+")
-    connective = data.connective[rows]
-    whole = connective != _IGNORED
-    word = original > MASK
-    replace_row = (uniform(count) < 0.7) & ~whole if "rtd" in objective else torch.zeros(count, dtype=torch.bool)
+    word, connective = original > MASK, data.connective[original]
+    replace_row = uniform(count) < torch.where(connective.any(1), 0.55, 0.7)
+    replace_row &= torch.tensor("rtd" in objective)
     ids = original.clone()
 
     exchange = word[:, :-1] & word[:, 1:] & replace_row[:, None] & (uniform(count, length - 1) < 0.02)
@@ -245,13 +232,13 @@ def corrupt(data: PretrainingData, rows: Tensor, settings: PretrainSettings, gen
     spelled = data.spelling[original, column % data.spelling.shape[1]]
     ids = torch.where(pick, torch.where(source < 0.75, candidate, spelled), ids)
 
-    rate = torch.where(whole, 0.08, settings.mask_rate) * ~replace_row
-    masked = word & (uniform(count, length) < rate[:, None]) if "mlm" in objective else torch.zeros_like(word)
+    rate = torch.where(connective, settings.connective_mask_rate, settings.mask_rate) * ~replace_row[:, None]
+    masked = word & (uniform(count, length) < rate) if "mlm" in objective else torch.zeros_like(word)
     ids = torch.where(masked, torch.full_like(ids, MASK), ids)
     replaced = ((ids != original) & ~masked).long()
-    replaced[:, 0] = torch.where(whole, _IGNORED, replaced.any(1).long())
+    replaced[:, 0] = replaced.any(1)
     replaced[masked | (original == PAD) | (original == SEP)] = _IGNORED
-    return Batch(ids, torch.where(masked, original, _IGNORED), replaced, connective)
+    return Batch(ids, torch.where(masked, original, _IGNORED), replaced)
 
 
 # -- model and training ---------------------------------------------------------------------------------------------
@@ -334,14 +321,12 @@ class PretrainingModel(nn.Module):
         width = config.hidden_size
         self.word_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.word_bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.connective_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.vocab_size))
         self.replaced_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Each objective's mean loss on one batch, unweighted; "rtd_sequence" is the question asked at [CLS]."""
         hidden = self.deberta(input_ids=batch.ids, attention_mask=(batch.ids != PAD).long()).last_hidden_state
         chosen = batch.masked != _IGNORED
-        asked = batch.connective != _IGNORED
         words = self.deberta.embeddings.word_embeddings.weight
         tokens = batch.replaced[:, 1:] != _IGNORED
         sequences = batch.replaced[:, 0] != _IGNORED
@@ -350,7 +335,6 @@ class PretrainingModel(nn.Module):
             "mlm": _word_loss(self.word_head(hidden[chosen]) @ words.T + self.word_bias, batch.masked[chosen]),
             "rtd": _binary_loss(logits[:, 1:][tokens], batch.replaced[:, 1:][tokens]),
             "rtd_sequence": _binary_loss(logits[:, 0][sequences], batch.replaced[:, 0][sequences]),
-            "connective": _word_loss(self.connective_head(hidden[:, 0][asked]), batch.connective[asked]),
         }
 
 
@@ -417,8 +401,7 @@ in {seconds:.0f} seconds on the built-in synthetic corpus of increlora. It is ma
 a network, not for real text: its vocabulary is {vocabulary} entries.
 
 - Text: {documents:,} generated documents of one or two related sentences, a part of them joined by noisy connectives.
-  No sentence of an evaluation split. No task labels, but a connective tells how two sentences relate, so naming it
-  is a weak supervision for the pair tasks.
+  No sentence of an evaluation split and no task labels; a connective tells how two sentences relate.
 - Objective: {objective}; final loss {loss:.3f} (last tenth of {steps:,} steps).
 
 ```json

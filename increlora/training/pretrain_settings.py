@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from increlora.model import Block
 
-OBJECTIVES = ("mlm", "rtd", "connective")
+OBJECTIVES = ("mlm", "rtd")
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-$%&"
 """Every tokenizer spells unknown words in these, each alone and as a continuation."""
@@ -17,7 +17,7 @@ class PretrainSettings(Block):
 
     hidden_size: int = Field(default=64, ge=1)
     """Width of the encoder, in features; a multiple of ``num_heads``."""
-    num_layers: int = Field(default=3, ge=1)
+    num_layers: int = Field(default=2, ge=1)
     """Number of transformer layers."""
     num_heads: int = Field(default=2, ge=1)
     """Number of attention heads per layer."""
@@ -31,7 +31,7 @@ class PretrainSettings(Block):
     """Longest sequence, in tokens."""
     initializer_range: float = Field(default=0.08, gt=0)
     """Standard deviation of new weights, here and for the heads in fine-tuning (0.02 at width 768, scaled up to 64)."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout probability that is written into the config for fine-tuning; pretraining itself uses none."""
     steps: int = Field(default=8000, ge=1)
     """Number of optimizer steps."""
@@ -47,10 +47,12 @@ class PretrainSettings(Block):
     """Number of documents to generate, each seen steps * batch_size / documents times."""
     seed: int = Field(default=0, ge=0)
     """Seed of the text, the weights, the order and the corruption."""
-    objective: str = "mlm+rtd+connective"
+    objective: str = "mlm+rtd"
     """Parts of the loss, joined by "+": any of `OBJECTIVES`."""
     mask_rate: float = Field(default=0.15, gt=0, lt=1)
     """Fraction of the words that are masked in a masked sequence."""
+    connective_mask_rate: float = Field(default=0.4, ge=0, lt=1)
+    """Fraction of the connectives that are masked in a masked sequence."""
     replace_rate: float = Field(default=0.12, gt=0, lt=1)
     """Fraction of the words that are replaced in a corrupted sequence."""
 

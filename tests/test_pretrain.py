@@ -37,7 +37,7 @@ def test_the_folder_is_in_hub_layout_and_nothing_is_left_beside_it(backbone):
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     assert summary["loss"] > 0 and summary["seconds"] > 0
-    assert "No task labels" in (out / "README.md").read_text(encoding="utf-8")
+    assert "no task labels" in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_only_pooler_and_classifier_are_new(backbone):
@@ -115,14 +115,14 @@ def test_a_failed_write_leaves_the_old_folder(backbone, tmp_path, monkeypatch):
 def test_the_loss_falls():
     from increlora.glue import corpus
 
-    settings = TINY.model_copy(update={"steps": 80, "learning_rate": 5e-3})
+    settings = TINY.model_copy(update={"steps": 160, "learning_rate": 5e-3})
     texts = corpus.documents(count=settings.documents)
     tokenizer = module.build_tokenizer(texts, settings.vocab_size, settings.max_position_embeddings)
     data = module.PretrainingData.from_documents(texts, tokenizer, settings)
     torch.manual_seed(0)
     model = module.PretrainingModel(module.backbone_config(settings, len(tokenizer)))
     history = module._train(model, data, settings, progress=False)
-    assert sum(history[-10:]) < 0.8 * sum(history[:10])
+    assert sum(history[-40:]) < 0.8 * sum(history[:40])
 
 
 def test_corruption_asks_only_where_it_may():

@@ -119,7 +119,7 @@ def test_changed_ranks_load_into_a_model_of_other_ranks(model: PeftModel, tmp_pa
 
 
 def test_growth_goes_on_from_an_earlier_checkpoint(model: PeftModel, tmp_path: Path) -> None:
-    """As after `load_best_model_at_end`: the events are those that led to the loaded ranks."""
+    """As after `load_best_model_at_end`: the events are those that led to the loaded ranks; what is missing follows."""
     optimizer, scheduler = grown(model, steps=9)
     earlier = [dict(event) for event in model.growth_events()]
     model.save_pretrained(tmp_path)
@@ -129,7 +129,7 @@ def test_growth_goes_on_from_an_earlier_checkpoint(model: PeftModel, tmp_path: P
     assert model.growth_events() == earlier
     assert sum(model.rank_distribution().values()) == earlier[-1]["total_rank"]
     train(model, optimizer, scheduler, range(31, 41))
-    assert [event["step"] for event in model.growth_events()] == [4, 8, 32, 36, 40]
+    assert [event["step"] for event in model.growth_events()] == [4, 8, 32, 36]
 
 
 def test_overshot_budget_loads_and_resumes(tmp_path: Path) -> None:
@@ -588,7 +588,7 @@ def test_a_refused_adapter_leaves_nothing_behind(model: PeftModel) -> None:
 
 
 def test_a_budget_beyond_the_matrices_is_what_they_can_hold(model: PeftModel) -> None:
-    with pytest.warns(UserWarning, match="can reach 384 in all"):
+    with pytest.warns(UserWarning, match="can reach 384 ranks in all"):
         assert find_allocator(get_peft_model(deberta(), adapter(target_r=33))).budget == 384
 
 

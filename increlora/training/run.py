@@ -160,8 +160,8 @@ class _Run:
         torch.manual_seed(settings.seed)
         model = backbones.load_model(settings.backbone, self.data.task, settings.training.classifier_dropout)
         if settings.ranks_from is not None and ranks is not None:
-            pattern = target_modules(model.config.model_type, settings.backbone.target_modules)
-            shapes = target_shapes(model, pattern)
+            family: str = model.config.model_type  # type: ignore[union-attr,assignment]
+            shapes = target_shapes(model, target_modules(family, settings.backbone.target_modules))
             ranks = transform_ranks(ranks, settings.ranks_from.transform, shapes, settings.seed)
         adaptation = prepare(
             settings.kind,

@@ -222,14 +222,13 @@ class IncreLora(SvdLora):
     def finish(self) -> None:
         from increlora.tuner import find_allocator
 
-        allocator, by = find_allocator(self.model), self._config.budget_by
+        allocator = find_allocator(self.model)
         if not self.events():
             total = allocator.total_rank
             raise AllocationError(f"IncreLoRA's total rank never moved from {total}: no event fitted into the training")
         if allocator.budget is not None and allocator.total > allocator.budget and not self._config.allow_overshoot:
-            what = "total rank" if by == "rank" else "parameters, lambda counted:"
             raise AllocationError(
-                f"IncreLoRA ended at {what} {allocator.total}, above its budget of {allocator.budget}"
+                f"IncreLoRA ended with {allocator.total} {self._config.unit}, above its budget of {allocator.budget}"
             )
 
 

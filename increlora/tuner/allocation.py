@@ -120,7 +120,6 @@ def resolve_schedule(
     schedule = GrowthSchedule(first, interval, config.top_h, gain, window)
     if missing <= 0:
         return schedule
-    unit = "ranks" if config.budget_by == "rank" else "parameters"
     events = schedule.events_within(total_step)
     if config.top_h is None:
         nearest = math.ceil((config.growth_end * total_step - first) / interval - 0.5) + 1
@@ -135,7 +134,7 @@ def resolve_schedule(
             raise ConfigError(
                 "ranks_per_event",
                 f"{events} events until growth_end ({config.growth_end:.0%} of {total_step} steps) give {len(costs)} "
-                f"modules {gain} ranks each, {missing} {unit} are missing to the budget of {budget}; raise "
+                f"modules {gain} ranks each, {missing} {config.unit} are missing to the budget of {budget}; raise "
                 f"ranks_per_event to {math.ceil(missing / (events * sum(costs)))} or growth_end, or lower deltaT "
                 f"({interval})",
             )
@@ -146,7 +145,7 @@ def resolve_schedule(
         raise ConfigError(
             "top_h",
             f"{events} events of {top_h} modules x {gain} ranks reach a total of {initial + reachable[top_h - 1]} "
-            f"{unit}, not the budget of {budget}; raise top_h to {bisect_left(reachable, missing) + 1} (of "
+            f"{config.unit}, not the budget of {budget}; raise top_h to {bisect_left(reachable, missing) + 1} (of "
             f"{len(costs)} modules), or lower deltaT ({interval})",
         )
     return schedule

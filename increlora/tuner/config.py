@@ -248,6 +248,11 @@ class IncreLoraConfig(PeftConfig):
         return self.target_r is not None and not self.inference_mode
 
     @property
+    def unit(self) -> str:
+        """What the budget is a number of."""
+        return "ranks" if self.budget_by == "rank" else "parameters"
+
+    @property
     def capacity(self) -> int:
         """Components that a growing module has storage for at first, reserve included.
 

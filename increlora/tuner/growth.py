@@ -79,7 +79,7 @@ class RankAllocator:
             nominal, highest = nominal_budget(self.config, widths), self._total("max_rank")
             self.budget = min(nominal, max(highest, self.total))
             if self.budget < nominal:
-                unit = "ranks" if self.config.budget_by == "rank" else "parameters"
+                unit = self.config.unit
                 self._say(f"target_r is {self.config.target_r}, but the modules can reach {highest} {unit} in all")
         for layer in self.layers.values():
             layer.components[adapter].allocator = self
@@ -359,9 +359,9 @@ class RankAllocator:
         for part, row in zip(parts, smooth(importance, total, self.config.beta1, self.config.beta2), strict=True):
             part.importance = row
 
-    def _check_arrived(self, arrived: list[bool], device: torch.device) -> None:
+    def _check_arrived(self, arrived: list[bool]) -> None:
         if world_size() > 1:
-            arrived = anywhere(arrived, device)
+            arrived = anywhere(arrived, next(iter(self.layers.values())).increlora_lambda[self.adapter].device)
         if not all(arrived):
             silent = [name for name, one in zip(self.layers, arrived, strict=True) if not one]
             raise IncreLoraError(
@@ -372,16 +372,16 @@ class RankAllocator:
 
     def _taylor_scores(self) -> Tensor:
         sums, arrived = self._lambda_gradients.take()
-        self._check_arrived(arrived, sums.device)
+        self._check_arrived(arrived)
         if world_size() > 1:
             average(sums)  # signed sums are linear in the gradient
         return sums.abs()
 
     def _exact_scores(self) -> Tensor:
         parts = [layer.components[self.adapter] for layer in self.layers.values()]
+        passes = [0 if part.recorder is None else part.recorder.passes for part in parts]
+        self._check_arrived([count > 0 for count in passes])
         recorders = [part.recorder for part in parts if part.recorder is not None]
-        passes = [recorder.passes for recorder in recorders]
-        self._check_arrived([count > 0 for count in passes], recorders[0].device)
         if max(passes) > 1:
             raise IncreLoraError(
                 f"{max(passes)} backward passes since the last `update_and_allocate`: call it once per optimizer step "
@@ -421,8 +421,7 @@ class RankAllocator:
             if needed > layer.capacity(self.adapter):
                 self._enlarge(name, layer, needed)
             layer.grow(self.adapter, ranks, self.step)
-        unit = "ranks" if self.config.budget_by == "rank" else "parameters"
-        logger.debug("step %d: %d of %d %s, grown %s", self.step, self.total, self.budget, unit, grown)
+        logger.debug("step %d: %d of %d %s, grown %s", self.step, self.total, self.budget, self.config.unit, grown)
         self._finish_if_full()
         return grown
 

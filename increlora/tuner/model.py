@@ -96,10 +96,9 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
                 cost * self._initial_rank(config, name) for cost, (name, _) in zip(costs, matched, strict=True)
             )
             if initial > budget:
-                unit = "ranks" if config.budget_by == "rank" else "parameters"
                 raise ConfigError(
                     "target_r",
-                    f"{config.target_r} asks for {budget} {unit} over {len(matched)} modules; they start with "
+                    f"{config.target_r} asks for {budget} {config.unit} over {len(matched)} modules; they start with "
                     f"{initial}",
                 )
 

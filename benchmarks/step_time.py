@@ -197,6 +197,9 @@ class Bench:
             "AdaLoRA": self.adalora(),
             "IncreLoRA, scored step": self.increlora(**growing, score_window="all"),
             "IncreLoRA, step between": self.increlora(**growing, score_window=1),
+            "IncreLoRA, step scored by lambda's gradient": self.increlora(
+                **growing, score_window="all", score="taylor"
+            ),
             "IncreLoRA, after growth": self.increlora(init_r=rank, target_r=rank),
             "IncreLoRA, authors' layer": self.materialised(),
             "LoRA, positions sliced": self.lora(sliced=True),

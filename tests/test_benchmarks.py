@@ -32,6 +32,21 @@ def test_step_time(tmp_path: Path) -> None:
     assert result["sides"]["IncreLoRA, after growth"]["peak_mib"] - lora["peak_mib"] < 3
 
 
+def test_storage(tmp_path: Path) -> None:
+    """Two processes in turns; here both run this version."""
+    smallest = {"other": ROOT, "ranks": 2, "layers": 1, "batch": 2, "length": 8, "rounds": 1, "steps": 1}
+    options = [text for name, value in smallest.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, str(ROOT / "benchmarks/storage.py"), *options, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "storage.md").read_text() in done.stdout
+    sides = json.loads((tmp_path / "storage.json").read_text())["ranks"]["2"]["sides"]
+    for row in sides.values():
+        assert row["this"]["peak_mib"] == row["other"]["peak_mib"] >= sides["LoRA"]["this"]["peak_mib"]
+        assert row["this_to_other"] > 0
+    assert sides["scored step"]["this"]["peak_mib"] > sides["after growth"]["this"]["peak_mib"]
+
+
 def test_learning_speed(tmp_path: Path) -> None:
     """LoRA's update is ahead of the triplet's; a rate of its own for lambda closes the gap."""
     command = [sys.executable, str(ROOT / "benchmarks/learning_speed.py"), "--layers", "1", "--steps", "4"]

@@ -61,7 +61,7 @@ TINY = {
 TINY_DEBERTA = DebertaV2Config(**TINY, position_buckets=8, **DEBERTA)
 TINY_BERT = BertConfig(**TINY)
 TINY_MODELS = {"deberta": TINY_DEBERTA, "bert": TINY_BERT}
-BUDGETS = {"full_ft": None, "bitfit": None, "hadapter": 4, "padapter": 4, "lora": 2, "adalora": 2}
+BUDGETS = {"full_ft": None, "head": None, "bitfit": None, "hadapter": 4, "padapter": 4, "lora": 2, "adalora": 2}
 PLAN = Recipe(total_steps=12, warmup_steps=2, learning_rate=0.01, weight_decay=0.01, seed=5)
 ADALORA = {"tinit": 2, "tfinal": 3, "deltaT": 2}
 
@@ -119,6 +119,7 @@ def tensors(model):
     [
         ("full_ft", None, 184_423_682),
         ("bitfit", None, 102_912),
+        ("head", None, 0),
         ("hadapter", 64, 2_379_264),
         ("hadapter", 32, 1_198_848),
         ("hadapter", 16, 608_640),
@@ -140,7 +141,7 @@ def test_counts_of_deberta_v3_base(kind, budget, expected):
     counted = count(kind, budget, BASE)
     assert counted.trainable == expected
     assert counted.head == 592_130
-    added = 0 if kind in ("full_ft", "bitfit") else expected
+    added = 0 if kind in ("full_ft", "bitfit", "head") else expected
     assert counted.total == 184_423_682 + added
 
 
@@ -178,6 +179,8 @@ def expected_trainable(kind, backbone, name):
         return ".original_module." not in name
     if kind == "full_ft":
         return True
+    if kind == "head":
+        return False
     if kind == "bitfit":
         return name.endswith("bias")
     if kind in ("hadapter", "padapter"):
@@ -345,7 +348,47 @@ def test_adalora_orthogonality_of_the_active_components():
     for name, active in adaptation.active().items():
         a = adaptation.model.get_parameter(f"{name}.lora_A.default")[active]
         expected.append((a @ a.T - torch.eye(len(a))).square().sum().item())
-    assert adaptation.orthogonality()[0] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    found = adaptation.orthogonality()
+    assert found.A == found.A_with_reserve == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert found.norm == found.norm_with_reserve
+    assert adaptation.regularisation() == pytest.approx(adaptation.penalty().item())
+    assert adapt("adalora", orth_reg_weight=0).regularisation() == 0
+    assert adapt("lora").regularisation() is adapt("lora").orthogonality() is None
+
+
+def test_increlora_orthogonality_of_the_active_components_and_with_the_reserve():
+    """And the regulariser, which counts what trains."""
+    adaptation = prepare("increlora", 2, orth_reg="squared", orth_reg_weight=0.5, deltaT=6)
+    modules = adaptation.shapes
+    expected = {"rank": [], "used": []}
+    train(adaptation, *adaptation.optimizer(), range(1, 4))
+    for name in modules:
+        a = adaptation.model.get_parameter(f"{name}.increlora_A.default")
+        b = adaptation.model.get_parameter(f"{name}.increlora_B.default").T
+        for rows, kind in ((1, "rank"), (2, "used")):
+            expected[kind].append([(m[:rows] @ m[:rows].T - torch.eye(rows)).norm().item() for m in (a, b)])
+    active, used = (torch.tensor(expected[kind]) for kind in ("rank", "used"))
+    found = adaptation.orthogonality()
+    squares = [*active.square().mean(0).tolist(), *used.square().mean(0).tolist()]
+    assert list(found) == pytest.approx([*squares, active.mean().item(), used.mean().item()], rel=1e-5)
+    assert adaptation.regularisation() == pytest.approx(0.5 * used.square().sum().item(), rel=1e-5)
+    train(adaptation, *adaptation.optimizer(), range(4, 13))
+    adaptation.finish()
+    found = adaptation.orthogonality()
+    assert (found.A, found.B, found.norm) == (found.A_with_reserve, found.B_with_reserve, found.norm_with_reserve)
+
+
+def test_increlora_stops_at_the_parameters_of_lora():
+    adaptation = prepare("increlora", 3, deltaT=2, growth_end=0.6, budget_by="parameters", ranks_per_event=2)
+    train(adaptation, *adaptation.optimizer(), range(1, 13))
+    adaptation.finish()
+    lora = prepare("lora", 3).parameters().trainable
+    assert adaptation.budget_parameters == lora
+    assert lora - 33 < adaptation.parameters().trainable <= lora
+    first = next(iter(adaptation.peft_model.base_model.adapter_layers().values()))
+    first.components["default"].rank += 1
+    with pytest.raises(AllocationError, match=rf"with \d+ parameters, above its budget of {lora}"):
+        adaptation.finish()
 
 
 # State
@@ -538,7 +581,6 @@ def test_a_method_that_says_nothing_of_its_parameters_is_no_method():
 
 def test_every_method_looks_different():
     assert len({method.look for method in METHODS.values()}) == len(METHODS)
-    assert {method.protocol for method in METHODS.values()} == {1}
 
 
 def test_components_follow_the_options():
@@ -625,11 +667,49 @@ def test_an_unknown_architecture_needs_an_expression():
 
 def test_transform_ranks():
     ranks = {"a": 5, "b": 1, "c": 0, "d": 1, "e": 4}
-    assert transform_ranks(ranks, "none") == ranks
-    assert transform_ranks(ranks, "uniform") == {"a": 3, "b": 2, "c": 2, "d": 2, "e": 2}
-    shuffled = transform_ranks(ranks, "shuffled", seed=1)
+    shapes = dict.fromkeys(ranks, (8, 8))
+    assert transform_ranks(ranks, "none", shapes) == ranks
+    assert transform_ranks(ranks, "uniform", shapes) == {"a": 3, "b": 2, "c": 2, "d": 2, "e": 2}
+    shuffled = transform_ranks(ranks, "shuffled", shapes, seed=1)
     assert list(shuffled) == list(ranks)
     assert sorted(shuffled.values()) == sorted(ranks.values())
-    assert shuffled == transform_ranks(ranks, "shuffled", seed=1) != transform_ranks(ranks, "shuffled", seed=2)
+    assert shuffled == transform_ranks(ranks, "shuffled", shapes, 1) != transform_ranks(ranks, "shuffled", shapes, 2)
     with pytest.raises(ValueError, match="unknown"):
-        transform_ranks(ranks, "reversed")
+        transform_ranks(ranks, "reversed", shapes)
+    with pytest.raises(ConfigError, match="ranks_from: the saved ranks do not fit this backbone: e"):
+        transform_ranks(ranks, "uniform", {name: shape for name, shape in shapes.items() if name != "e"})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_controls_of_a_distribution_have_its_parameters(seed):
+    """Ranks that favour the large matrices: where they are shuffled or levelled without regard to size, many less."""
+    shapes = target_shapes(meta_model(BASE), DEBERTA_TARGETS)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(0, 5, (len(shapes),), generator=generator).tolist()
+    ranks = {
+        name: rank * (3 if max(shape) > 768 else 1) for (name, shape), rank in zip(shapes.items(), drawn, strict=True)
+    }
+    shuffled = transform_ranks(ranks, "shuffled", shapes, seed)
+    assert shuffled != ranks
+    assert svd_parameters(shapes, shuffled) == svd_parameters(shapes, ranks)
+    for shape in set(shapes.values()):
+        assert sorted(ranks[n] for n in shapes if shapes[n] == shape) == sorted(
+            shuffled[n] for n in shapes if shapes[n] == shape
+        )
+    uniform = transform_ranks(ranks, "uniform", shapes)
+    assert max(uniform.values()) - min(uniform.values()) <= 1
+    assert abs(svd_parameters(shapes, uniform) - svd_parameters(shapes, ranks)) <= (768 + 3072 + 1) / 2
+
+
+def test_the_uniform_control_is_the_closest_there_is():
+    shapes = {"a": (2, 2), "b": (4, 4), "c": (8, 2), "d": (9, 7)}  # 5, 9, 11 and 17 parameters for one rank
+    for total in range(1, 43):
+        ranks = {"a": total, "b": 0, "c": 0, "d": 0}
+        one = [svd_parameters(shapes, {name: 1}) for name in shapes]
+        share = svd_parameters(shapes, ranks) // sum(one)
+        choices = [
+            sum((share + (mask >> i & 1)) * number for i, number in enumerate(one)) for mask in range(2 ** len(one))
+        ]
+        best = min(abs(choice - svd_parameters(shapes, ranks)) for choice in choices)
+        found = svd_parameters(shapes, transform_ranks(ranks, "uniform", shapes))
+        assert abs(found - svd_parameters(shapes, ranks)) == best

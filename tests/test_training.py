@@ -98,6 +98,20 @@ def test_record(kind: str, budget: int | None, options: dict[str, Any], tiny_bac
         assert record["allocation"]["ranks"] == ranks_for(kind)
 
 
+def test_controls_of_a_distribution_have_its_parameters(tiny_backbone: Path) -> None:
+    found = {}
+    for transform in ("none", "uniform", "shuffled"):
+        source = {"method": "increlora", "transform": transform}
+        chosen = settings(tiny_backbone, "svd_lora", 2, {}, ranks_from=source, training={"max_steps": 1})
+        record = run_record(chosen, ranks=ranks_for("svd_lora"), progress=False)
+        assert record.allocation is not None
+        found[transform] = record.allocation.ranks, record.parameters.trainable
+    assert found["shuffled"][1] == found["none"][1]
+    assert abs(found["uniform"][1] - found["none"][1]) <= (16 + 32 + 1) / 2
+    assert found["shuffled"][0] != found["none"][0]
+    assert set(found["uniform"][0].values()) <= {1, 2}
+
+
 @pytest.mark.parametrize(("kind", "budget", "options"), METHODS, ids=[m[0] for m in METHODS])
 def test_resumed_record_equals_the_uninterrupted_one(
     kind: str, budget: int | None, options: dict[str, Any], tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch

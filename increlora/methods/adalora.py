@@ -189,12 +189,12 @@ class AdaLora(PeftAdaptation):
         norm = float(torch.cat([of_a, of_b]).sqrt().mean())
         return Orthogonality(a, b, a, b, norm, norm)
 
-    def regularisation(self) -> float | None:
+    def regularisation(self) -> float:
         import torch
 
         with torch.no_grad():
             penalty = self.penalty()
-        return None if penalty is None else float(penalty)
+        return 0.0 if penalty is None else float(penalty)
 
     # Counts
 

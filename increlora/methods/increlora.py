@@ -27,7 +27,7 @@ from increlora.methods.method import (
     options_error,
 )
 from increlora.methods.peft_models import PeftAdaptation
-from increlora.methods.ranks import Shapes, svd_parameters, uniform_ranks
+from increlora.methods.ranks import Shapes, lora_parameters, svd_parameters, uniform_ranks
 
 if TYPE_CHECKING:
     import torch
@@ -118,18 +118,20 @@ class IncreLoraOptions(TunerOptions):
         return everything - inherited - _SET_BY_THE_STUDY
 
     def _check(self, budget: int, recipe: Recipe, shapes: Shapes) -> None:
-        from increlora.tuner.allocation import resolve_schedule
+        from increlora.tuner.allocation import component_costs, nominal_budget, resolve_schedule
 
         config = self.tuner_config(target_r=budget)
         if budget <= config.init_r:
             raise ConfigError("init_r", f"{config.init_r} must be below the budget, rank {budget}, to leave growth")
+        widths = [sum(shape) for shape in shapes.values()]
+        costs = component_costs(config, widths)
         resolve_schedule(
             config,
             total_step=recipe.total_steps,
             warmup_steps=recipe.warmup_steps,
-            modules=len(shapes),
-            initial_rank=config.init_r * len(shapes),
-            budget=budget * len(shapes),
+            costs=costs,
+            initial=config.init_r * sum(costs),
+            budget=nominal_budget(config, widths),
         )
 
 
@@ -150,8 +152,7 @@ class SvdLora(PeftAdaptation):
         from increlora.tuner import find_tuner
 
         super().__init__(setup, config)
-        self._config, self._budget = config, setup.size
-        self._tuner = find_tuner(self.peft_model)
+        self._config, self._tuner = config, find_tuner(self.peft_model)
 
     def optimizer(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """The tuner's AdamW, in which every component has its own age; its state dict holds the state of growth."""
@@ -174,21 +175,8 @@ class SvdLora(PeftAdaptation):
         return self._tuner.rank_distribution()
 
     def orthogonality(self) -> Orthogonality:
-        from increlora.tuner import find_allocator
-        from increlora.tuner.regulariser import stacks
-
-        allocator = find_allocator(self.model)
-        squares: dict[str, tuple[float, float, float]] = {}
-        for counted in ("rank", "used"):
-            sums, norms = {"A": 0.0, "B": 0.0}, 0.0
-            for group in stacks(allocator.layers, allocator.adapter, counted):
-                for (_, kind), value in zip(group.keys, group.deviation().square().sum((1, 2)).tolist(), strict=True):
-                    sums[kind] += value
-                    norms += value**0.5
-            modules = len(self.shapes)
-            squares[counted] = (sums["A"] / modules, sums["B"] / modules, norms / (2 * modules))
-        active, every = squares["rank"], squares["used"]
-        return Orthogonality(*active[:2], *every[:2], active[2], every[2])
+        active, every = (self._tuner.orthogonality(reserve=reserve) for reserve in (False, True))
+        return Orthogonality(active.A, active.B, every.A, every.B, active.norm, every.norm)
 
     def regularisation(self) -> float:
         return self._tuner.orthogonality_loss()
@@ -217,6 +205,11 @@ class SvdLora(PeftAdaptation):
 class IncreLora(SvdLora):
     """IncreLoRA while it trains."""
 
+    def __init__(self, setup: Setup[Any], config: IncreLoraConfig):
+        super().__init__(setup, config)
+        if config.budget_by == "parameters":
+            self.budget_parameters = lora_parameters(setup.shapes, uniform_ranks(setup.shapes, setup.size))
+
     def events(self) -> list[dict[str, Any]]:
         return self._tuner.growth_events()
 
@@ -227,11 +220,16 @@ class IncreLora(SvdLora):
         return super().peak_trainable() + svd_parameters(self.shapes, uniform_ranks(self.shapes, reserve)) - lambdas
 
     def finish(self) -> None:
-        budget, total = self._budget * len(self.shapes), sum(self.ranks().values())
+        from increlora.tuner import find_allocator
+
+        allocator = find_allocator(self.model)
         if not self.events():
+            total = allocator.total_rank
             raise AllocationError(f"IncreLoRA's total rank never moved from {total}: no event fitted into the training")
-        if total > budget and not self._config.allow_overshoot:
-            raise AllocationError(f"IncreLoRA ended at total rank {total}, above its budget of {budget}")
+        if allocator.budget is not None and allocator.total > allocator.budget and not self._config.allow_overshoot:
+            raise AllocationError(
+                f"IncreLoRA ended with {allocator.total} {self._config.unit}, above its budget of {allocator.budget}"
+            )
 
 
 def prepare(setup: Setup[IncreLoraOptions]) -> Adaptation:
@@ -242,6 +240,7 @@ def prepare(setup: Setup[IncreLoraOptions]) -> Adaptation:
 _SCORES = {
     "mean": "mean of |ΔW · grad| over its entries (paper)",
     "sum_sqrt": "sum of |ΔW · grad| over the root of the number of entries (authors' code)",
+    "taylor": "|sum of λ · grad(λ)|, the sum of ΔW · grad with its signs",
 }
 _SCORE_OF_PRESET = {"paper": "mean", "code": "sum_sqrt"}
 
@@ -249,7 +248,12 @@ _SCORE_OF_PRESET = {"paper": "mean", "code": "sum_sqrt"}
 def _note(runs: list[Mapping[str, Any]]) -> str:
     """Which preset and importance score the runs were made with."""
     presets = {options["preset"] for options in runs}
-    scores = {options["score_reduction"] or _SCORE_OF_PRESET[options["preset"]] for options in runs}
+    scores = {
+        "taylor"
+        if options.get("score") == "taylor"
+        else options["score_reduction"] or _SCORE_OF_PRESET[options["preset"]]
+        for options in runs
+    }
     used = " and ".join(_SCORES[name] for name in sorted(scores))
     return f"IncreLoRA: preset {' and '.join(sorted(presets))}; importance score: {used}."
 
@@ -276,4 +280,5 @@ METHOD = Method(
         Component("restart", "RW", "restarted warmup", lambda options: options["restart_warmup"]),
     ),
     note=_note,
+    protocol=2,
 )

@@ -151,7 +151,7 @@ def prepare(
         adaptation = method.prepare(setup)
     if method.parameters == "build":
         adaptation.budget_parameters = adaptation.parameters().trainable
-    else:
+    elif not hasattr(adaptation, "budget_parameters"):
         adaptation.budget_parameters = method.parameters(shapes, setup.size)
     return adaptation
 

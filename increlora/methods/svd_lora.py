@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from increlora.errors import ConfigError
 from increlora.methods.base import Adaptation, Setup
 from increlora.methods.increlora import SvdLora, TunerOptions
 from increlora.methods.method import RANK, Look, Method
-from increlora.methods.ranks import svd_parameters, uniform_ranks
+from increlora.methods.ranks import check_modules, svd_parameters, uniform_ranks
 
 
 def prepare(setup: Setup[TunerOptions]) -> Adaptation:
@@ -16,8 +15,7 @@ def prepare(setup: Setup[TunerOptions]) -> Adaptation:
         ConfigError: the ranks belong to other modules.
     """
     ranks = dict(setup.ranks or {})
-    if difference := ranks.keys() ^ setup.shapes.keys():
-        raise ConfigError("ranks_from", f"the saved ranks do not fit this backbone: {sorted(difference)[0]}")
+    check_modules(ranks, setup.shapes)
     config = setup.options.tuner_config(
         target_modules=setup.target_modules, target_r=None, init_r=setup.size, rank_pattern=ranks
     )
@@ -33,4 +31,5 @@ METHOD = Method(
     look=Look("#CC79A7", "D"),
     options=TunerOptions,
     needs_ranks=True,
+    protocol=2,
 )

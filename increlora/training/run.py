@@ -30,8 +30,8 @@ from tqdm import tqdm
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.glue import metrics
 from increlora.glue.loading import TaskData, load_task
-from increlora.methods.base import Adaptation
-from increlora.methods.families import position_limit
+from increlora.methods.base import Adaptation, target_shapes
+from increlora.methods.families import position_limit, target_modules
 from increlora.methods.ranks import transform_ranks
 from increlora.methods.registry import prepare
 from increlora.training import backbone as backbones
@@ -160,7 +160,9 @@ class _Run:
         torch.manual_seed(settings.seed)
         model = backbones.load_model(settings.backbone, self.data.task, settings.training.classifier_dropout)
         if settings.ranks_from is not None and ranks is not None:
-            ranks = transform_ranks(ranks, settings.ranks_from.transform, settings.seed)
+            family: str = model.config.model_type  # type: ignore[union-attr,assignment]
+            shapes = target_shapes(model, target_modules(family, settings.backbone.target_modules))
+            ranks = transform_ranks(ranks, settings.ranks_from.transform, shapes, settings.seed)
         adaptation = prepare(
             settings.kind,
             model,

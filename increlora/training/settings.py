@@ -134,7 +134,8 @@ class RanksFrom(Block):
     method: str
     """Method variant of the source run; task, budget and seed are the run's own."""
     transform: Literal["none", "uniform", "shuffled"] = "none"
-    """`none` keeps the distribution, `uniform` spreads the same total evenly, `shuffled` permutes it over modules."""
+    """`none` keeps the distribution, `uniform` levels it at the same number of parameters, `shuffled` permutes it over
+    modules of one shape."""
 
 
 class RunSettings(Block):

@@ -35,9 +35,11 @@ class IncreLoraCallback(TrainerCallback):
     Where ``optim`` is AdamW (the default), `IncreLoraAdamW` takes its place; any other optimizer is used as it
     is, with a warning that says what is then not exact. Schedules of every kind work.
 
-    What it logs besides the Trainer's own values, also to TensorBoard: ``increlora/total_rank``, ``increlora/budget``,
-    ``increlora/penalty`` (the weighted regulariser, which is not in the loss), ``increlora/youngest_lr`` (learning rate
-    of the components born last) and ``increlora/grown`` (modules that grew since the last log).
+    What it logs besides the Trainer's own values, also to TensorBoard: ``increlora/total_rank`` and its
+    ``increlora/budget`` (of adapters with ``budget_by="parameters"`` ``increlora/parameters`` and
+    ``increlora/parameter_budget``), ``increlora/penalty`` (the weighted regulariser, which is not in the loss),
+    ``increlora/youngest_lr`` (learning rate of the components born last) and ``increlora/grown`` (modules that grew
+    since the last log).
     """
 
     def __init__(self) -> None:
@@ -106,9 +108,15 @@ class IncreLoraCallback(TrainerCallback):
             return
         values: dict[str, Any] = {
             "increlora/total_rank": sum(allocator.total_rank for allocator in self._allocators),
-            "increlora/budget": sum(allocator.budget or allocator.total_rank for allocator in self._allocators),
             "increlora/penalty": sum(allocator.regulariser.value() for allocator in self._allocators),
         }
+        by_parameters = [one for one in self._allocators if one.config.budget_by == "parameters"]
+        by_rank = [one for one in self._allocators if one.config.budget_by == "rank"]
+        if by_rank:
+            values["increlora/budget"] = sum(one.budget or one.total for one in by_rank)
+        if by_parameters:
+            values["increlora/parameters"] = sum(one.total for one in by_parameters)
+            values["increlora/parameter_budget"] = sum(one.budget or one.total for one in by_parameters)
         if isinstance(self._optimizer, IncreLoraAdamW):
             values["increlora/youngest_lr"] = self._optimizer.youngest_lr()
         values["increlora/grown"] = len(self._grown)

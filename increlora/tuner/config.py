@@ -32,6 +32,8 @@ PEFT_TYPE = _PeftType("INCRELORA")
 ScoreReduction = Literal["mean", "sum_sqrt"]
 Scaling = Literal["active_rank", "constant"]
 OrthReg = Literal["squared", "frobenius", "component"]
+BudgetBy = Literal["rank", "parameters"]
+Score = Literal["exact", "taylor"]
 Bias = Literal["none", "all", "increlora_only"]
 
 CARD = """## Loading this adapter
@@ -72,6 +74,9 @@ class IncreLoraConfig(PeftConfig):
         init_r: rank of every module at the start (paper, section 3: 1).
         target_r: average final rank per module; the budget is ``target_r`` times the number of modules (paper,
             ``r_avg``). ``None`` switches growth off: the ranks stay as they are.
+        budget_by: what the budget counts: ``"rank"`` (paper), or ``"parameters"``: growth stops at the number of
+            parameters that LoRA has at rank ``target_r`` in every module, a component's lambda counted, and never
+            exceeds it.
         max_r: highest rank that a module may grow to. ``None``: the smaller side of its matrix. Storage for it is
             allocated at once, which a wrapper or optimizer that cannot follow a larger tensor needs (see `capacity`).
         rank_pattern: ``{module name or regular expression: rank}`` for modules that start at another rank than
@@ -85,13 +90,21 @@ class IncreLoraConfig(PeftConfig):
         deltaT: optimizer steps between two growths (paper, ``nu``). ``None``: the warmup steps of the schedule.
         step_origin: number of the first optimizer step when events are counted: 1, or 0 as in the authors' code, whose
             events therefore come one step later.
-        top_h: modules that grow per event. ``None``: as many as it takes to reach the budget at ``growth_end``.
-        growth_end: fraction of training, in (0, 1], at which growth ends when ``top_h`` is derived.
-        ranks_per_event: ranks that a chosen module gains per event (paper: 1).
+        top_h: modules that grow per event (authors' code). ``None``: as many as it takes for the total to rise
+            linearly, ``round(initial + missing * k / n)`` at event ``k`` of ``n``, to the budget at ``growth_end``
+            (paper). In parameters the total stays below that line by less than one component.
+        growth_end: fraction of training, in (0, 1], at which growth ends without ``top_h``: the budget is reached at
+            the event nearest to it.
+        ranks_per_event: ranks that a chosen module gains per event (paper: 1), the module chosen last perhaps fewer:
+            what is left of the event's ranks.
         beta1: weight of the past in the smoothed importance, in (0, 1) (paper, equation of ``I``: 0.85).
         beta2: weight of the past in its uncertainty, in (0, 1) (paper, equation of ``U``: 0.85).
-        score_reduction: ``"mean"`` over the entries of ``|dW * grad(dW)|`` (paper); ``"sum_sqrt"``: sum divided by the
-            square root of their number (authors' code), which favours large matrices.
+        score: ``"exact"``: from the entries of ``|dW * grad(dW)|``, which takes one matrix product per module
+            (paper); ``"taylor"``: ``|sum over k of lambda_k dL/dlambda_k|``, the absolute value of the sum of these
+            entries, which is free.
+        score_reduction: of the exact score: ``"mean"`` over the entries of ``|dW * grad(dW)|`` (paper);
+            ``"sum_sqrt"``: sum divided by the square root of their number (authors' code), which favours large
+            matrices.
         score_window: score only so many steps before each event, or ``"all"``. ``None``: as many as the smoothing
             remembers (64 at 0.85), which chooses the modules that scoring every step chooses.
         score_first_step: score the very first step; the authors' code counts it as 0.
@@ -114,7 +127,7 @@ class IncreLoraConfig(PeftConfig):
         init_std: standard deviation of the Gaussian init of a and b (authors' code: 0.02).
         init_weights: ``True``: lambda starts at 0, so the initial update is 0; ``False``: at random values, for tests.
         bias: biases that train too: ``"none"``, ``"all"`` or ``"increlora_only"`` (of the adapted modules).
-        allow_overshoot: let ties and ``ranks_per_event`` exceed the budget as the authors' code does.
+        allow_overshoot: let ties and ``ranks_per_event`` exceed the budget (of ranks) as the authors' code does.
         total_step: optimizer steps of the whole training, for a loop that does without the Trainer callback and
             ``create_optimizer``, which know better; then set ``deltaT`` too.
         trainable_token_indices: rows of an embedding that train in full, as in ``LoraConfig``.
@@ -131,6 +144,7 @@ class IncreLoraConfig(PeftConfig):
     layers_pattern: list[str] | str | None = None
     init_r: int = 1
     target_r: int | None = 8
+    budget_by: BudgetBy = "rank"
     max_r: int | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     lora_alpha: float = 16
@@ -144,6 +158,7 @@ class IncreLoraConfig(PeftConfig):
     ranks_per_event: int = 1
     beta1: float = 0.85
     beta2: float = 0.85
+    score: Score = "exact"
     score_reduction: ScoreReduction = "mean"
     score_window: int | Literal["all"] | None = None
     score_first_step: bool = True
@@ -216,6 +231,8 @@ class IncreLoraConfig(PeftConfig):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise unknown(name, getattr(self, name), allowed)
+        if self.allow_overshoot and self.budget_by != "rank":
+            raise ConfigError("allow_overshoot", "is the authors' rule for a budget of ranks: set budget_by='rank'")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ConfigError("layers_to_transform", "cannot be used when `target_modules` is a regular expression")
         if self.target_parameters:
@@ -229,6 +246,11 @@ class IncreLoraConfig(PeftConfig):
     def grows(self) -> bool:
         """Whether ranks are to grow."""
         return self.target_r is not None and not self.inference_mode
+
+    @property
+    def unit(self) -> str:
+        """What the budget is a number of."""
+        return "ranks" if self.budget_by == "rank" else "parameters"
 
     @property
     def capacity(self) -> int:
@@ -286,6 +308,8 @@ class IncreLoraConfig(PeftConfig):
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "scaling": get_args(Scaling),
+    "budget_by": get_args(BudgetBy),
+    "score": get_args(Score),
     "score_reduction": get_args(ScoreReduction),
     "orth_reg": get_args(OrthReg),
     "bias": get_args(Bias),

@@ -47,8 +47,13 @@ def share_scores(scores: Tensor) -> None:
     """
     foreign = torch.arange(len(scores), device=scores.device) % world_size() != dist.get_rank()
     scores.masked_fill_(foreign, 0)
-    dist.all_reduce(scores)
-    scores.div_(world_size())
+    average(scores)
+
+
+def average(values: Tensor) -> None:
+    """The mean over processes, in place."""
+    dist.all_reduce(values)
+    values.div_(world_size())
 
 
 def check_equal(adapter: str, layers: Sequence[IncreLoraLayer]) -> None:

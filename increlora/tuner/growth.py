@@ -10,18 +10,18 @@ import logging
 import math
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from .allocation import GrowthSchedule, allocate, resolve_schedule
+from .allocation import GrowthSchedule, allocate, component_costs, nominal_budget, resolve_schedule
 from .config import IncreLoraConfig
-from .distributed import anywhere, check_equal, share_scores, sum_in, world_size
+from .distributed import anywhere, average, check_equal, share_scores, sum_in, world_size
 from .errors import IncreLoraError
-from .importance import smooth
+from .importance import LambdaGradients, smooth
 from .layer import ALIGNMENT, KINDS, IncreLoraLayer
-from .regulariser import Regulariser, orthogonality
+from .regulariser import Deviation, Regulariser, orthogonality
 from .storage import can_resize, resize_state
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ class RankAllocator:
     Attributes:
         layers: the adapted layers by module name.
         config: of the adapter.
-        budget: total rank at which growth ends, ``r_final``; ``None`` if the adapter does not grow.
+        costs: what a component of each module counts in the budget: 1, or its parameters with lambda (``budget_by``).
+        budget: total at which growth ends, of ranks (``r_final``) or of parameters; ``None`` if the adapter does not
+            grow.
         schedule: when and by how much ranks grow; known once the length of training is.
         step: number of the last optimizer step, 0 before the first one.
         gradient_accumulation_steps: backward passes per optimizer step; scores are taken of their sum.
@@ -58,9 +60,11 @@ class RankAllocator:
             for name, module in model.named_modules()
             if isinstance(module, IncreLoraLayer) and adapter in module.components
         }
-        parts = [layer.components[adapter] for layer in self.layers.values()]
-        self.config: IncreLoraConfig = parts[0].config
+        self.config: IncreLoraConfig = next(iter(self.layers.values())).components[adapter].config
+        widths = [layer.in_features + layer.out_features for layer in self.layers.values()]
+        self.costs = component_costs(self.config, widths)
         self.regulariser = Regulariser(self.layers, adapter, self.config, self._begin_step)
+        self._lambda_gradients = LambdaGradients(self.layers, adapter)
         self.schedule: GrowthSchedule | None = None
         self.step = 0
         self.gradient_accumulation_steps = 1
@@ -72,10 +76,11 @@ class RankAllocator:
         self._checked_equal = False
         self.budget: int | None = None
         if self.config.target_r is not None and self.config.grows:
-            highest = sum(layer.max_rank(adapter) for layer in self.layers.values())
-            self.budget = min(self.config.target_r * len(parts), max(highest, self.total_rank))
-            if self.budget < self.config.target_r * len(parts):
-                self._say(f"target_r is {self.config.target_r}, but the modules' ranks can reach {highest} in all")
+            nominal, highest = nominal_budget(self.config, widths), self._total("max_rank")
+            self.budget = min(nominal, max(highest, self.total))
+            if self.budget < nominal:
+                unit = self.config.unit
+                self._say(f"target_r is {self.config.target_r}, but the modules can reach {highest} {unit} in all")
         for layer in self.layers.values():
             layer.components[adapter].allocator = self
             self.watch(layer)
@@ -92,6 +97,11 @@ class RankAllocator:
     def total_rank(self) -> int:
         """Sum of the active ranks."""
         return sum(layer.rank(self.adapter) for layer in self.layers.values())
+
+    @property
+    def total(self) -> int:
+        """What is held against the budget: the total rank, or the parameters of the active components."""
+        return self._total("rank")
 
     @property
     def finished(self) -> bool:
@@ -113,7 +123,7 @@ class RankAllocator:
         for name, layer in self.layers.items():
             for step, ranks in layer.components[self.adapter].gains:
                 grown.setdefault(step, {})[name] = ranks
-        total, events = self._initial_rank(), []
+        total, events = sum(layer.components[self.adapter].initial for layer in self.layers.values()), []
         for step in sorted(grown):
             total += sum(grown[step].values())
             events.append({"step": step, "grown": grown[step], "total_rank": total})
@@ -125,8 +135,8 @@ class RankAllocator:
             layer.rank(self.adapter) * (layer.in_features + layer.out_features + 1) for layer in self.layers.values()
         )
 
-    def orthogonality(self, *, reserve: bool = True) -> tuple[float, float]:
-        """Mean over modules of ``||A A^T - I||_F^2`` and ``||B^T B - I||_F^2`` (Figure 5).
+    def orthogonality(self, *, reserve: bool = True) -> Deviation:
+        """How far A and B are from orthonormal (Figure 5).
 
         Args:
             reserve: whether the reserve counts beside the active components.
@@ -136,7 +146,7 @@ class RankAllocator:
     # ---------------------------------------------------------------- training
 
     def set_total_steps(self, total_step: int, warmup_steps: int = 0) -> None:
-        """Tell how long training lasts; resolves the interval and ``top_h``.
+        """Tell how long training lasts; resolves the interval and the line along which ranks grow.
 
         Args:
             total_step: optimizer steps of the whole training.
@@ -159,8 +169,8 @@ class RankAllocator:
             self.config,
             total_step=total_step,
             warmup_steps=warmup_steps,
-            modules=len(self.layers),
-            initial_rank=self._initial_rank(),
+            costs=self.costs,
+            initial=self._initial_total(),
             budget=self.budget,
         )
         for layer in self.layers.values():  # a backward pass that came before does not count
@@ -246,6 +256,8 @@ class RankAllocator:
     def watch(self, layer: IncreLoraLayer) -> None:
         """Make sure that the regulariser reaches a layer; called in every training forward pass."""
         self.regulariser.watch(self._names[layer], layer)
+        if self.config.score == "taylor":
+            self._lambda_gradients.watch(self._names[layer])
         recorder = layer.components[self.adapter].recorder
         if recorder is not None:  # the model may have moved since
             layer.record(self.adapter, hold=recorder.hold)
@@ -303,9 +315,15 @@ class RankAllocator:
 
     # ---------------------------------------------------------------- inside
 
-    def _initial_rank(self) -> int:
-        """Total rank before the first event, also in a resumed training: the schedule must not depend on the resume."""
-        return sum(layer.components[self.adapter].initial for layer in self.layers.values())
+    def _total(self, rank: Literal["rank", "max_rank"]) -> int:
+        """What the modules count in the budget at their present or their highest rank."""
+        ranks = (getattr(layer, rank)(self.adapter) for layer in self.layers.values())
+        return sum(number * cost for number, cost in zip(ranks, self.costs, strict=True))
+
+    def _initial_total(self) -> int:
+        """Total before the first event, also in a resumed training: the schedule must not depend on the resume."""
+        initial = (layer.components[self.adapter].initial for layer in self.layers.values())
+        return sum(number * cost for number, cost in zip(initial, self.costs, strict=True))
 
     def _begin_step(self) -> None:
         """A backward pass has begun that is the first of its optimizer step."""
@@ -322,22 +340,28 @@ class RankAllocator:
         self._allocated = False
 
     def _arm(self) -> None:
-        """Record ``grad(dW)`` in the next step if that one is scored."""
+        """Record what the score is taken from in the next step if that one is scored."""
         on = self.schedule is not None and not self.finished and self.schedule.is_scored(self.step + 1)
         hold = self.gradient_accumulation_steps > 1 or world_size() > 1
+        free = self.config.score == "taylor"
+        self._lambda_gradients.listen(on and free)
         for layer in self.layers.values():
-            if on:
+            if on and not free:
                 layer.record(self.adapter, hold=hold)
             else:
                 layer.components[self.adapter].recorder = None
 
     def _score(self, loss_scale: float, *, counts: bool) -> None:
         parts = [layer.components[self.adapter] for layer in self.layers.values()]
-        recorders = [part.recorder for part in parts if part.recorder is not None]
-        passes = [recorder.passes for recorder in recorders]
-        arrived = [count > 0 for count in passes] or [False]
+        total = self._taylor_scores() if self.config.score == "taylor" else self._exact_scores()
+        total = total / loss_scale if counts else torch.zeros_like(total)
+        importance = torch.stack([part.importance.to(total) for part in parts])
+        for part, row in zip(parts, smooth(importance, total, self.config.beta1, self.config.beta2), strict=True):
+            part.importance = row
+
+    def _check_arrived(self, arrived: list[bool]) -> None:
         if world_size() > 1:
-            arrived = anywhere(arrived, recorders[0].device)
+            arrived = anywhere(arrived, next(iter(self.layers.values())).increlora_lambda[self.adapter].device)
         if not all(arrived):
             silent = [name for name, one in zip(self.layers, arrived, strict=True) if not one]
             raise IncreLoraError(
@@ -345,6 +369,19 @@ class RankAllocator:
                 "among them: was `update_and_allocate` called without a backward pass, is the model in eval mode "
                 "(call model.train()), or is the module not used in the forward pass?"
             )
+
+    def _taylor_scores(self) -> Tensor:
+        sums, arrived = self._lambda_gradients.take()
+        self._check_arrived(arrived)
+        if world_size() > 1:
+            average(sums)  # signed sums are linear in the gradient
+        return sums.abs()
+
+    def _exact_scores(self) -> Tensor:
+        parts = [layer.components[self.adapter] for layer in self.layers.values()]
+        passes = [0 if part.recorder is None else part.recorder.passes for part in parts]
+        self._check_arrived([count > 0 for count in passes])
+        recorders = [part.recorder for part in parts if part.recorder is not None]
         if max(passes) > 1:
             raise IncreLoraError(
                 f"{max(passes)} backward passes since the last `update_and_allocate`: call it once per optimizer step "
@@ -360,10 +397,7 @@ class RankAllocator:
         total = torch.stack([score.to(scores[0].device) for score in scores])
         if many:
             share_scores(total)
-        total = total / loss_scale if counts else torch.zeros_like(total)
-        importance = torch.stack([part.importance.to(total) for part in parts])
-        for part, row in zip(parts, smooth(importance, total, self.config.beta1, self.config.beta2), strict=True):
-            part.importance = row
+        return total
 
     def _grow(self) -> dict[str, int]:
         assert self.schedule is not None and self.budget is not None
@@ -376,6 +410,8 @@ class RankAllocator:
             top_h=self.schedule.top_h,
             ranks_per_event=self.schedule.ranks_per_event,
             budget=self.budget,
+            target=self.schedule.target(self.step, self._initial_total(), self.budget),
+            costs=self.costs,
             allow_overshoot=self.config.allow_overshoot,
         )
         grown = {names[index]: ranks for index, ranks in gains.items()}
@@ -385,17 +421,20 @@ class RankAllocator:
             if needed > layer.capacity(self.adapter):
                 self._enlarge(name, layer, needed)
             layer.grow(self.adapter, ranks, self.step)
-        logger.debug("step %d: total rank %d of %d, grown %s", self.step, self.total_rank, self.budget, grown)
+        logger.debug("step %d: %d of %d %s, grown %s", self.step, self.total, self.budget, self.config.unit, grown)
         self._finish_if_full()
         return grown
 
     def _finish_if_full(self, *, fresh: bool = False) -> None:
         """Close growth if there is nothing left to grow; the storage of a ``fresh`` adapter is held by nobody yet."""
-        full = self.budget is None or self.total_rank >= self.budget
-        full = full or all(layer.rank(self.adapter) >= layer.max_rank(self.adapter) for layer in self.layers.values())
+        budget, total = self.budget, self.total
+        full = budget is None or all(
+            total + cost > budget or layer.rank(self.adapter) >= layer.max_rank(self.adapter)
+            for layer, cost in zip(self.layers.values(), self.costs, strict=True)
+        )
         if not full or self.finished:
             return
-        if self.budget is not None and self.total_rank > self.budget and self.config.allow_overshoot:
+        if budget is not None and total > budget and self.config.allow_overshoot:
             # as in the authors' code, an overshot budget never runs the closing step
             for layer in self.layers.values():
                 part = layer.components[self.adapter]

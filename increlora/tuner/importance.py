@@ -1,4 +1,4 @@
-"""Importance of a module: ``S = avg(|dW * grad(dW)|)`` per step, smoothed over steps.
+"""Importance of a module: ``S = avg(|dW * grad(dW)|)`` per step, smoothed over steps; or what lambda's gradient tells.
 
 ``dW`` (out x in) is the module's whole update ``s B diag(lambda) A``, and the factored forward pass never forms its
 gradient. It equals ``G^T X`` with ``G`` (tokens x out) the gradient at the branch's output and ``X`` (tokens x in) its
@@ -8,15 +8,23 @@ The product is handed to autograd as the gradient of a *receiver*, a leaf of the
 So the engine itself adds up the products of a module that is called several times in a pass (DeBERTa's shared query and
 key projections), calls the hook of the receiver once with their sum, whatever checkpointing or a compiler has done to
 the graph, and nothing but tensors is in the traced code.
+
+The sum of ``dW * grad(dW)`` over its entries, signs kept, is that of ``lambda_k dL/dlambda_k`` over the components. It
+costs nothing, because lambda's gradient is there anyway (`LambdaGradients`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+if TYPE_CHECKING:
+    from .layer import IncreLoraLayer
 
 BLOCK = 2**20
 """Entries of an update matrix that are multiplied with its gradient at a time."""
@@ -136,6 +144,61 @@ class UpdateGradient:
         sums = [gradient[rows].mul_(self.update(rows)).abs_().sum() for rows in blocks]
         entries = height * width
         return torch.stack(sums).sum() / (entries if self.reduction == "mean" else entries**0.5)
+
+
+class LambdaGradients:
+    """``sum over k of lambda_k dL/dlambda_k`` of every module, its active components counted.
+
+    Read where the gradient of lambda has been accumulated in the backward pass, so before it is clipped: after several
+    passes of an optimizer step it is that of their sum.
+
+    Args:
+        layers: by module name.
+        adapter: name of the adapter.
+    """
+
+    def __init__(self, layers: Mapping[str, IncreLoraLayer], adapter: str):
+        self.layers, self.adapter = layers, adapter
+        self.listening = False
+        self._start()
+
+    def _start(self) -> None:
+        self._hooked: Any = WeakIdKeyDictionary()
+        self._sums: dict[str, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_hooked", "_sums")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # copied parameters have lost their hooks
+        self.__dict__.update(state)
+        self._start()
+
+    def watch(self, name: str) -> None:
+        """Hook into the gradient of a module's lambda; cheap if that has happened before."""
+        parameter = self.layers[name].increlora_lambda[self.adapter]
+        if parameter not in self._hooked and parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(partial(self._arrive, name))
+            self._hooked[parameter] = True
+
+    def listen(self, on: bool) -> None:
+        """Take note of the next step's gradients, or do not; what has arrived is forgotten."""
+        self.listening = on
+        self._sums.clear()
+
+    @torch.no_grad()
+    def _arrive(self, name: str, parameter: Tensor) -> None:
+        if self.listening and parameter.grad is not None and cast(nn.Module, self.layers[name]).training:
+            dtype = torch.promote_types(parameter.dtype, torch.float32)
+            self._sums[name] = torch.dot(parameter.detach().to(dtype), parameter.grad.to(dtype))
+
+    def take(self) -> tuple[Tensor, list[bool]]:
+        """The sums (modules,), 0 where no gradient has arrived, and where one has; starts the next step."""
+        first = next(iter(self.layers.values())).increlora_lambda[self.adapter]
+        nothing = torch.zeros((), dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
+        sums = torch.stack([self._sums.get(name, nothing).to(nothing) for name in self.layers])
+        arrived = [name in self._sums for name in self.layers]
+        self._sums.clear()
+        return sums, arrived
 
 
 def smooth(importance: Tensor, scores: Tensor, beta1: float, beta2: float) -> Tensor:

@@ -19,10 +19,12 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import nn
 
+from .allocation import component_costs, nominal_budget
 from .config import IncreLoraConfig
 from .errors import ConfigError, IncreLoraError
 from .growth import RankAllocator, find_allocator
 from .layer import IncreLoraEmbedding, IncreLoraLayer, IncreLoraLinear, features
+from .regulariser import Deviation
 from .state import AdapterStateDict
 
 HEADS = {*SEQ_CLS_HEAD_NAMES, "classification_head", "pre_classifier", "pooler", "qa_outputs", "lm_head"}
@@ -85,12 +87,19 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
                 stacklevel=2,
             )
         if config.target_r is not None and config.grows and not config.allow_overshoot:
-            initial = sum(self._initial_rank(config, name) for name, _ in matched)
-            if initial > config.target_r * len(matched):
+            widths = [
+                sum(features(module.get_base_layer() if isinstance(module, IncreLoraLayer) else module))
+                for _, module in matched
+            ]
+            costs, budget = component_costs(config, widths), nominal_budget(config, widths)
+            initial = sum(
+                cost * self._initial_rank(config, name) for cost, (name, _) in zip(costs, matched, strict=True)
+            )
+            if initial > budget:
                 raise ConfigError(
                     "target_r",
-                    f"{config.target_r} asks for a total rank of {config.target_r * len(matched)} over {len(matched)} "
-                    f"modules; their ranks start at {initial}",
+                    f"{config.target_r} asks for {budget} {config.unit} over {len(matched)} modules; they start with "
+                    f"{initial}",
                 )
 
     @staticmethod
@@ -213,7 +222,7 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
         """Numbers in the active components, ``sum of rank * (in + out + 1)``; the reserve is not counted."""
         return find_allocator(self.model, adapter).active_parameters()
 
-    def orthogonality(self, adapter: str | None = None, *, reserve: bool = True) -> tuple[float, float]:
+    def orthogonality(self, adapter: str | None = None, *, reserve: bool = True) -> Deviation:
         """See `RankAllocator.orthogonality`."""
         return find_allocator(self.model, adapter).orthogonality(reserve=reserve)
 

@@ -41,7 +41,7 @@ def find_ranks(
         batches: training batches; they are repeated if there are fewer than ``steps``.
         budget: average rank per module.
         steps: optimizer steps; growth ends with the last event, at about 80 % of them.
-        events: how often ranks grow.
+        events: how often ranks grow, at most 80 % of the steps.
         lr: peak learning rate of the short training, linear with a warmup of one interval between events.
         round_to: ranks of the result are multiples of this (at least one multiple each), and so is the budget.
         max_r: highest rank of a module.
@@ -66,7 +66,7 @@ def find_ranks(
         "target_r": budget // round_to,
         "max_r": None if max_r is None else max(1, max_r // round_to),
         "deltaT": interval,
-        "growth_end": 0.8,
+        "growth_end": min(0.8, interval * max(1, events) / steps),
         **config,
     }
     modules = dict(model.named_modules())

@@ -10,11 +10,12 @@ gradients are clipped, and is neither in a training nor in an evaluation loss.
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -120,14 +121,26 @@ def orthogonality_gradients(groups: list[Stack], kind: str) -> dict[Key, Tensor]
     return gradients
 
 
+class Deviation(NamedTuple):
+    """How far A and B are from orthonormal rows and columns: the curves of the paper's Figure 5."""
+
+    A: float
+    """Mean over modules of ``||A A^T - I||_F^2``."""
+    B: float
+    """Mean over modules of ``||B^T B - I||_F^2``."""
+    norm: float
+    """Mean over all A and B of the norm, not squared (what the authors' code logs)."""
+
+
 @torch.no_grad()
-def orthogonality(layers: Mapping[str, IncreLoraLayer], adapter: str, *, reserve: bool = True) -> tuple[float, float]:
-    """Mean over modules of ``||A A^T - I||_F^2`` and of ``||B^T B - I||_F^2``: the curves of the paper's Figure 5."""
-    sums = {"A": 0.0, "B": 0.0}
+def orthogonality(layers: Mapping[str, IncreLoraLayer], adapter: str, *, reserve: bool = True) -> Deviation:
+    """The deviation of the active components, or of these and the reserve."""
+    squares: dict[str, list[float]] = {"A": [], "B": []}
     for group in stacks(layers, adapter, "used" if reserve else "rank"):
         for (_, kind), value in zip(group.keys, group.deviation().square().sum((1, 2)).tolist(), strict=True):
-            sums[kind] += value
-    return sums["A"] / len(layers), sums["B"] / len(layers)
+            squares[kind].append(value)
+    a, b = sum(squares["A"]) / len(layers), sum(squares["B"]) / len(layers)
+    return Deviation(a, b, sum(map(math.sqrt, squares["A"] + squares["B"])) / (2 * len(layers)))
 
 
 class Regulariser:

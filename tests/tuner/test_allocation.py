@@ -7,7 +7,14 @@ import math
 import pytest
 
 from increlora.errors import ConfigError
-from increlora.tuner.allocation import GrowthSchedule, allocate, resolve_schedule, score_window
+from increlora.tuner.allocation import (
+    GrowthSchedule,
+    allocate,
+    component_costs,
+    nominal_budget,
+    resolve_schedule,
+    score_window,
+)
 from increlora.tuner.config import IncreLoraConfig
 
 
@@ -58,7 +65,7 @@ def test_the_authors_rule_overshoots_on_ties() -> None:
 
 def schedule(**changes: object) -> GrowthSchedule:
     config = IncreLoraConfig.from_preset(changes.pop("preset", "paper"), **changes)  # type: ignore[arg-type]
-    return resolve_schedule(config, total_step=1000, warmup_steps=50, modules=72, initial_rank=72, budget=144)
+    return resolve_schedule(config, total_step=1000, warmup_steps=50, costs=[1] * 72, initial=72, budget=144)
 
 
 def test_interval_is_the_warmup_by_default_and_the_first_event_follows_the_preset() -> None:
@@ -81,10 +88,81 @@ def test_presets_follow_their_sources() -> None:
         assert config.advance_learning and config.restart_warmup
 
 
-def test_top_h_is_derived_so_that_growth_ends_in_time() -> None:
-    derived = schedule(target_r=2, growth_end=0.5)
-    assert derived.top_h == math.ceil(72 / 10)
-    assert derived.events_within(500) == 10
+def totals(schedule: GrowthSchedule, costs: list[int], initial: int, budget: int, steps: int) -> dict[int, int]:
+    """Total after every event, when scores favour the modules in turn."""
+    ranks, found = [initial] * len(costs), {}
+    for step in range(1, steps + 1):
+        if schedule.is_event(step):
+            gains = allocate(
+                [float((i * 7 + step) % len(costs)) for i in range(len(costs))],
+                ranks,
+                [999] * len(costs),
+                top_h=schedule.top_h,
+                ranks_per_event=schedule.ranks_per_event,
+                budget=budget,
+                target=schedule.target(step, initial * sum(costs), budget),
+                costs=costs,
+            )
+            for i, gain in gains.items():
+                assert gain <= schedule.ranks_per_event
+                ranks[i] += gain
+            found[step] = sum(rank * cost for rank, cost in zip(ranks, costs, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("target_r", [2, 3, 8])
+@pytest.mark.parametrize("ranks_per_event", [1, 4])
+@pytest.mark.parametrize(
+    ("deltaT", "growth_end", "last"),
+    [(50, 0.5, 500), (30, 0.5, 510), (35, 0.5, 490), (40, 0.5, 480), (90, 0.97, 990), (300, 1.0, 900), (600, 0.5, 600)],
+)
+def test_the_total_rises_linearly_and_ends_at_the_event_nearest_to_growth_end(
+    deltaT: int, growth_end: float, last: int, ranks_per_event: int, target_r: int
+) -> None:
+    modules, steps = 36, 1000
+    budget, n = modules * target_r, last // deltaT
+    gain = max(ranks_per_event, math.ceil((target_r - 1) / n))
+    config = IncreLoraConfig(target_r=target_r, deltaT=deltaT, growth_end=growth_end, ranks_per_event=gain)
+    costs = [1] * modules
+    found = totals(
+        resolve_schedule(config, total_step=steps, warmup_steps=0, costs=costs, initial=modules, budget=budget),
+        costs, 1, budget, steps,
+    )  # fmt: skip
+    line = {deltaT * k: round(modules + (budget - modules) * k / n) for k in range(1, n + 1)}
+    assert list(line)[-1] == last
+    assert {step: total for step, total in found.items() if step <= last} == line
+    assert max(found.values()) == budget
+
+
+@pytest.mark.parametrize("ranks_per_event", [1, 3])
+def test_a_budget_of_parameters_is_filled_along_the_same_line(ranks_per_event: int) -> None:
+    config = IncreLoraConfig(target_r=4, deltaT=50, budget_by="parameters", ranks_per_event=ranks_per_event)
+    widths = [1536, 1536, 1536, 1536, 3840, 3840] * 4
+    costs, budget = component_costs(config, widths), nominal_budget(config, widths)
+    assert costs[:5:4] == [1537, 3841]
+    assert budget == 4 * sum(widths)
+    resolved = resolve_schedule(config, total_step=1000, warmup_steps=0, costs=costs, initial=sum(costs), budget=budget)
+    found = totals(resolved, costs, 1, budget, 1000)
+    for k in range(1, 10):
+        line = sum(costs) + (budget - sum(costs)) * k / 10
+        assert line - max(costs) < found[50 * k] <= line + 0.5
+    assert budget - min(costs) < found[500] <= budget
+
+
+def test_the_rest_waits_for_the_module_whose_turn_it_is() -> None:
+    """A cheaper module is not preferred for fitting below the line; once the budget itself is due, what fits grows."""
+    arguments = {"ranks": [1, 1], "budget": 30, "costs": [10, 2], "max_ranks": [9, 9]}
+    assert gains([2, 1], **arguments, target=20) == {}
+    assert gains([1, 2], **arguments, target=20) == {1: 1}
+    assert gains([2, 1], **arguments, target=23) == {0: 1}
+    assert gains([2, 1], **{**arguments, "budget": 20}) == {1: 1}
+    assert gains([2, 1], **{**arguments, "budget": 20}, target=14) == {1: 1}  # the first one can never grow again
+
+
+def test_the_authors_rule_follows_the_line_too() -> None:
+    scores = [0.4, 0.3, 0.2, 0.1]
+    chosen = gains(scores, [1] * 4, top_h=None, ranks_per_event=2, budget=20, target=7, allow_overshoot=True)
+    assert chosen == {0: 2, 1: 2}
 
 
 def test_window_scores_the_steps_before_each_event() -> None:
@@ -97,7 +175,8 @@ def test_window_scores_the_steps_before_each_event() -> None:
     ("changes", "field"),
     [
         ({"target_r": 2, "top_h": 1}, "top_h"),
-        ({"target_r": 2, "deltaT": 600}, "growth_end"),
+        ({"target_r": 2, "deltaT": 1001}, "growth_end"),
+        ({"target_r": 2, "deltaT": 200, "growth_end": 0.1}, "growth_end"),
         ({"target_r": 2, "deltaT": 450, "growth_end": 0.9, "top_h": None}, None),
         ({"target_r": 2, "deltaT": 499, "growth_end": 0.5, "ranks_per_event": 1}, None),
     ],
@@ -113,13 +192,20 @@ def test_unreachable_budgets_are_refused(changes: dict[str, object], field: str 
 
 def test_unknown_interval_is_refused() -> None:
     with pytest.raises(ConfigError, match="deltaT: is the number of warmup steps"):
-        resolve_schedule(IncreLoraConfig(), total_step=1000, warmup_steps=0, modules=72, initial_rank=72, budget=144)
+        resolve_schedule(IncreLoraConfig(), total_step=1000, warmup_steps=0, costs=[1] * 72, initial=72, budget=144)
 
 
 def test_too_few_events_ask_for_more_ranks_per_event() -> None:
     config = IncreLoraConfig(target_r=4, deltaT=400)
     with pytest.raises(ConfigError, match="raise ranks_per_event to 3"):
-        resolve_schedule(config, total_step=1000, warmup_steps=0, modules=72, initial_rank=72, budget=288)
+        resolve_schedule(config, total_step=1000, warmup_steps=0, costs=[1] * 72, initial=72, budget=288)
+    budget = {"costs": [1537, 3841], "initial": 2 * 5378, "budget": 9 * 5376}
+    config = IncreLoraConfig(target_r=9, deltaT=250, budget_by="parameters")
+    with pytest.raises(ConfigError, match=r"37628 parameters are missing .* raise ranks_per_event to 4"):
+        resolve_schedule(config, total_step=1000, warmup_steps=0, **budget)
+    config = IncreLoraConfig(target_r=9, deltaT=125, top_h=1, budget_by="parameters")
+    with pytest.raises(ConfigError, match=r"total of 41484 parameters.* raise top_h to 2"):
+        resolve_schedule(config, total_step=1000, warmup_steps=0, **budget)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +215,8 @@ def test_too_few_events_ask_for_more_ranks_per_event() -> None:
         ("beta1", 1.0),
         ("target_r", 0),
         ("score_reduction", "median"),
+        ("score", "free"),
+        ("budget_by", "bytes"),
         ("scaling", "rank"),
         ("orth_reg", "l1"),
         ("growth_end", 0),

@@ -64,12 +64,13 @@ def replay(path: Path, *, ulp: bool = False, **changes: Any) -> tuple[dict[str, 
     optimizer.schedule = RestartedWarmup.of(scheduler, int(warmup))
     allocator.set_total_steps(int(steps), int(warmup))
 
-    log: dict[str, list[Any]] = {key: [] for key in ("loss", "reg", "ema", "unc", "rank", "gradnorm")}
+    log: dict[str, list[Any]] = {key: [] for key in ("loss", "reg", "ema", "unc", "rank", "gradnorm", "norm")}
     order = [list(allocator.layers).index(name) for name in names]
     for t in range(int(steps)):
         loss = model(input_ids=torch.tensor(recorded["X"][t]), labels=torch.tensor(recorded["Y"][t])).loss
         log["loss"].append(loss.item())
         log["reg"].append(model.orthogonality_loss() / gamma)
+        log["norm"].append([model.orthogonality(reserve=reserve).norm for reserve in (True, False)])
         loss.backward()
         log["gradnorm"].append(torch.nn.utils.clip_grad_norm_(trainable, 1.0).item())
         model.update_and_allocate(t + 1)
@@ -105,6 +106,16 @@ def test_same_decisions_as_the_authors_code(path: Path) -> None:
             expected, found = expected[scored], found[scored]
         np.testing.assert_allclose(found[:90], expected[:90], rtol=1e-11, atol=1e-18, err_msg=key)
         np.testing.assert_allclose(found, expected, rtol=late, atol=1e-15, err_msg=key)
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_the_logged_deviation_counts_the_reserve(path: Path) -> None:
+    """What the authors' code logs; a frozen reserve is nearly all of it, the active components are orthogonal."""
+    recorded, replayed = replay(path)
+    with_reserve, active = replayed["norm"].T
+    np.testing.assert_allclose(with_reserve[:90], recorded["reg"][:90], rtol=1e-11)
+    assert active[-1] < 0.03
+    assert (with_reserve[-1] > 0.9) == ("noAL" in path.stem)
 
 
 def test_rounding_grows() -> None:

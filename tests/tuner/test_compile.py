@@ -66,16 +66,17 @@ def fresh_compiler() -> None:
     torch._dynamo.utils.counters.clear()
 
 
-def test_growing_model_compiles_into_three_graphs() -> None:
-    eager, compiled, graphs = adapted(top_h=2), adapted(top_h=2), Counter()
+@pytest.mark.parametrize(("score", "growing"), [("exact", 2), ("taylor", 1)])
+def test_growing_model_compiles_into_few_graphs(score: str, growing: int) -> None:
+    eager, compiled, graphs = adapted(top_h=2, score=score), adapted(top_h=2, score=score), Counter()
     expected, _ = train(eager, eager)
     losses, counts = train(compiled, torch.compile(compiled, backend=graphs), graphs)
     assert len(compiled.growth_events()) >= 10
     assert compiled.growth_events() == eager.growth_events()
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=0)
     last = compiled.growth_events()[-1]["step"]
-    assert counts[last - 1] == 2  # scored and not scored
-    assert counts[-1] == 3  # and after growth
+    assert counts[last - 1] == growing  # scored and not scored, if scores are taken in the graph
+    assert counts[-1] == growing + 1  # and after growth
     assert not torch._dynamo.utils.counters["graph_break"]
 
 

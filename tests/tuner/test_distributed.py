@@ -211,6 +211,8 @@ LOOPS: dict[str, dict[str, Any]] = {
     "accumulated without messages": {"pieces": 2},
     "accumulated with messages": {"pieces": 2, "sync_all": True},
     "checkpointed": {"checkpointing": True},
+    "free score": {"score": "taylor"},
+    "free score, accumulated with messages": {"score": "taylor", "pieces": 2, "sync_all": True},
     "authors' regulariser, no advance learning": {"orth_reg": "frobenius", "advance_learning": False},
 }
 

@@ -64,6 +64,21 @@ def test_growth_ends_exactly_at_the_budget(model: PeftModel) -> None:
         assert not layer.increlora_B["default"][:, rank:].any()
 
 
+def test_growth_ends_where_lora_has_its_parameters(tmp_path: Path) -> None:
+    config = adapter(budget_by="parameters", deltaT=2)
+    model = get_peft_model(deberta(), config)
+    trainer(model, tmp_path, save_strategy="no").train()
+    allocator = find_allocator(model)
+    lora = get_peft_model(deberta(), LoraConfig(r=3, target_modules=TARGETS))
+    assert allocator.budget == sum(p.numel() for name, p in lora.named_parameters() if ".lora_" in name)
+    assert allocator.finished
+    assert allocator.budget - min(allocator.costs) < model.active_parameters() == allocator.total <= allocator.budget
+    with pytest.raises(ConfigError, match=r"target_r: 3 asks for 2688 parameters over 12 modules.* start with 2724"):
+        get_peft_model(deberta(), adapter(budget_by="parameters", init_r=3))
+    with pytest.raises(ConfigError, match="allow_overshoot: is the authors' rule for a budget of ranks"):
+        adapter(budget_by="parameters", allow_overshoot=True)
+
+
 def test_reserve_trains_towards_orthogonality_only_with_advance_learning() -> None:
     deviation = {}
     for advance in (True, False):
@@ -119,7 +134,7 @@ def test_changed_ranks_load_into_a_model_of_other_ranks(model: PeftModel, tmp_pa
 
 
 def test_growth_goes_on_from_an_earlier_checkpoint(model: PeftModel, tmp_path: Path) -> None:
-    """As after `load_best_model_at_end`: the events are those that led to the loaded ranks."""
+    """As after `load_best_model_at_end`: the events are those that led to the loaded ranks; what is missing follows."""
     optimizer, scheduler = grown(model, steps=9)
     earlier = [dict(event) for event in model.growth_events()]
     model.save_pretrained(tmp_path)
@@ -129,7 +144,7 @@ def test_growth_goes_on_from_an_earlier_checkpoint(model: PeftModel, tmp_path: P
     assert model.growth_events() == earlier
     assert sum(model.rank_distribution().values()) == earlier[-1]["total_rank"]
     train(model, optimizer, scheduler, range(31, 41))
-    assert [event["step"] for event in model.growth_events()] == [4, 8, 32, 36, 40]
+    assert [event["step"] for event in model.growth_events()] == [4, 8, 32, 36]
 
 
 def test_overshot_budget_loads_and_resumes(tmp_path: Path) -> None:
@@ -426,6 +441,13 @@ def test_trainer_logs_growth(model: PeftModel, tmp_path: Path) -> None:
     assert sum(entry["increlora/grown"] for entry in logged) == sum(len(e["grown"]) for e in model.growth_events())
     assert logged[0]["increlora/penalty"] > logged[-1]["increlora/penalty"] > 0
     assert all(entry["increlora/youngest_lr"] <= 1e-2 for entry in logged)
+    model = get_peft_model(deberta(), adapter(budget_by="parameters"))
+    built = trainer(model, tmp_path, save_strategy="no")
+    built.train()
+    logged = [entry for entry in built.state.log_history if "loss" in entry]
+    assert {entry["increlora/parameter_budget"] for entry in logged} == {find_allocator(model).budget}
+    assert logged[-1]["increlora/parameters"] == model.active_parameters()
+    assert "increlora/budget" not in logged[0]
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adafactor", "adamw_torch_fused", "rmsprop"])
@@ -588,7 +610,7 @@ def test_a_refused_adapter_leaves_nothing_behind(model: PeftModel) -> None:
 
 
 def test_a_budget_beyond_the_matrices_is_what_they_can_hold(model: PeftModel) -> None:
-    with pytest.warns(UserWarning, match="can reach 384 in all"):
+    with pytest.warns(UserWarning, match="can reach 384 ranks in all"):
         assert find_allocator(get_peft_model(deberta(), adapter(target_r=33))).budget == 384
 
 

@@ -395,6 +395,23 @@ def test_importance_is_that_of_the_whole_matrix(case: Case, block: int, monkeypa
     torch.testing.assert_close(importance(model) / 0.15, torch.stack(expected), rtol=1e-4, atol=1e-9)
 
 
+def test_free_importance_is_the_signed_sum_over_the_matrix(case: Case) -> None:
+    """Of the active components, for every kind of layer and however often it is called."""
+    model = case.adapted(score="taylor")
+    train(model, case, range(1, 7), *start(model))
+    layers = find_tuner(model).adapter_layers()
+    forget(model)
+    for layer in layers.values():
+        layer.get_base_layer().weight.requires_grad_(True)
+    model(**case.batch()).loss.backward()
+    expected = [
+        (layer.get_delta_weight("default") * layer.get_base_layer().weight.grad).sum().abs()
+        for layer in layers.values()
+    ]
+    model.update_and_allocate(7)
+    torch.testing.assert_close(importance(model) / 0.15, torch.stack(expected), rtol=1e-3, atol=1e-6)
+
+
 @dataclass(frozen=True)
 class Precision:
     """Weights of the base model, autocast and loss scale."""

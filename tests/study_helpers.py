@@ -100,7 +100,7 @@ def fake_record(
         metrics = recompute(task.name, guess, labels)
         entry = {"step": 10 * number, "epoch": 1.0 * number, "train_loss": 0.5, "penalty": None, "metrics": metrics}
         history.append({**entry, "score": task.score(metrics), "total_rank": 2, "trainable": 100})
-    best = max(history, key=lambda entry: entry["score"] if task.higher_is_better else -entry["score"])
+    best = max(history, key=lambda entry: entry["score"] * (1 if task.higher_is_better else -1), default={"step": None})
     rows = {split: len(gold) for split, gold in labels.items()}
     tested: dict[str, Any] = {"test": None, "test_labels": {}, "test_predictions": {}}
     if test is not None:

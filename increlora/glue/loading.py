@@ -129,8 +129,8 @@ def _hold_out(
 ) -> tuple[Examples, dict[str, Examples]]:
     """A training split without a fifth of its rows, always the same, and that fifth shared among the evaluation splits.
 
-    One row of every five in a row is held out, so that no limit, not even one on the rows that are generated, brings any
-    of them into training.
+    Of every five rows one is held out, so that no limit, not even one on the rows that are generated, brings it into
+    training.
     """
     rng = random.Random(f"{spec.name}/held_out")
     held = [first + rng.randrange(5) for first in range(0, len(train) - 4, 5)]

@@ -327,17 +327,17 @@ class Record(_Block):
             raise ValueError(f"its task {self.run.task!r} is unknown; allowed: {', '.join(TASKS)}")
         if not score.history and self.run.status != "diverged":
             raise ValueError(f"score.history is empty in a run that {self.run.status}")
-        best = score.history[_first_best(task, (one.score for one in score.history))].step if score.history else None
-        if score.best_step != best:
-            raise ValueError(f"score.best_step is {score.best_step}, but the best evaluation is that of step {best}")
-        for number, entry in enumerate(score.history):
-            if not math.isclose(entry.score, wanted := task.score(entry.metrics), abs_tol=100 * TOLERANCE):
-                raise ValueError(f"score.history[{number}].score is {entry.score}, but its metrics give {wanted:.4f}")
         evaluations = {f"history[{number}].metrics": entry.metrics for number, entry in enumerate(score.history)}
         self._check(task, evaluations, "", score.labels, score.predictions, task.eval_splits)
         constant = baseline(task.name, {split: values[0] for split, values in score.labels.items()})
         if not math.isclose(score.baseline, constant, abs_tol=100 * TOLERANCE):
             raise ValueError(f"score.baseline is {score.baseline}, but its labels give {constant:.4f}")
+        for number, entry in enumerate(score.history):
+            if not math.isclose(entry.score, wanted := task.score(entry.metrics), abs_tol=100 * TOLERANCE):
+                raise ValueError(f"score.history[{number}].score is {entry.score}, but its metrics give {wanted:.4f}")
+        best = score.history[_first_best(task, (one.score for one in score.history))].step if score.history else None
+        if score.best_step != best:
+            raise ValueError(f"score.best_step is {score.best_step}, but the best evaluation is that of step {best}")
         if score.test is not None:
             tested = {"test.best": score.test.best, "test.last": score.test.last}
             self._check(task, tested, "test_", score.test_labels, score.test_predictions, task.test_splits)
@@ -369,14 +369,17 @@ class Record(_Block):
                 )
         gold = {split: values[0] for split, values in labels.items()}
         for at, (field, metrics) in enumerate(evaluations.items()):
-            for key, value in recompute(
-                task.name, {split: values[at] for split, values in predictions.items()}, gold
-            ).items():
-                low, high = task.metrics[key].low, task.metrics[key].high
-                if not low <= (given := metrics.get(key, math.nan)) <= high:
-                    raise ValueError(f"score.{field}.{key} is {given}; allowed: {low:g} to {high:g}")
-                if abs(value - given) > TOLERANCE:
-                    raise ValueError(f"score.{field}.{key} is {given}, but its predictions give {value:.4f}")
+            if metrics.keys() != task.metrics.keys():
+                raise ValueError(f"score.{field} has {', '.join(metrics) or 'nothing'}, not {', '.join(task.metrics)}")
+            wanted = recompute(task.name, {split: values[at] for split, values in predictions.items()}, gold)
+            for key, metric in task.metrics.items():
+                if not metric.low <= metrics[key] <= metric.high:
+                    allowed = f"{metric.low:g} to {metric.high:g}"
+                    raise ValueError(f"score.{field}.{key} is {metrics[key]}; allowed: {allowed}")
+                if abs(metrics[key] - wanted[key]) > TOLERANCE:
+                    raise ValueError(
+                        f"score.{field}.{key} is {metrics[key]}, but its predictions give {wanted[key]:.4f}"
+                    )
 
 
 def _first_best(task: Task, scores: Iterable[float]) -> int:

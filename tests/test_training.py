@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from increlora.errors import ConfigError, IncreLoraError
-from increlora.glue.metrics import recompute
 from increlora.glue.tasks import TASKS, Task
 from increlora.training import checkpoint as checkpoints
 from increlora.training.backbone import load_config
@@ -25,9 +24,6 @@ from increlora.training.record import Record
 from increlora.training.run import _Run, discard_checkpoint
 from increlora.training.run import run as run_record
 from increlora.training.settings import RunSettings
-
-BARE = (torch.device("cpu"), False, 1e9, None)
-"""Device, no progress bar, no checkpoint, no TensorBoard."""
 
 METHODS: list[tuple[str, int | None, dict[str, Any]]] = [
     ("full_ft", None, {}),
@@ -90,7 +86,8 @@ def test_record(kind: str, budget: int | None, options: dict[str, Any], tiny_bac
     scores = {entry["step"]: entry["score"] for entry in record["score"]["history"]}
     assert scores[record["score"]["best_step"]] == max(scores.values())
     penalties = [entry["penalty"] for entry in record["score"]["history"]]
-    assert all(value > 0 for value in penalties) if kind in ("adalora", "increlora") else penalties == [None] * 3
+    regularised = kind in ("adalora", "increlora", "svd_lora")
+    assert [value is not None and value > 0 for value in penalties] == [regularised] * 3
     assert record["provenance"]["data"]["rows"] == {"train": 80, "validation": 40, "test": 60}
     assert record["score"]["test"] is not None
     if kind in ("adalora", "increlora"):
@@ -110,8 +107,11 @@ def test_record(kind: str, budget: int | None, options: dict[str, Any], tiny_bac
 def test_resumed_record_equals_the_uninterrupted_one(
     kind: str, budget: int | None, options: dict[str, Any], tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = settings(tiny_backbone, kind, budget, options)
+    """Also the test scores of a checkpoint that was the best before the kill."""
+    monkeypatch.setattr(Task, "is_better", lambda self, score, than: False)
+    chosen = settings(tiny_backbone, kind, budget, options, training={"eval_steps": 4})
     whole = run(chosen, ranks=ranks_for(kind), progress=False)
+    assert whole["score"]["best_step"] == 4
     saves = 0
     save = checkpoints.Checkpoint.save
 
@@ -138,29 +138,27 @@ def test_resumed_record_equals_the_uninterrupted_one(
 def test_test_predictions_are_those_of_the_best_weights(
     kind: str, budget: int | None, options: dict[str, Any], tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test rows are predicted at every evaluation here, beside the development rows that decide which is best."""
-    seen: dict[int, dict[str, list[float]]] = {}
-    evaluate, score = _Run._evaluate, Task.score
+    """Of a run whose first evaluation is the best; the test rows are predicted at every evaluation as well."""
+    seen: dict[int, list[float]] = {}
+    evaluate = _Run._evaluate
 
     def predicting(self: _Run) -> None:
         evaluate(self)
-        seen[self.progress.step] = self._predictions(self.test)
+        seen[self.progress.step] = self._predictions(self.test)["validation"]
 
     monkeypatch.setattr(_Run, "_evaluate", predicting)
-    # at a high rate the first evaluation and the last predict differently; the score falls, so the first is the best
-    falling = iter([90.0, 50.0, 50.0])
-    monkeypatch.setattr(Task, "score", lambda self, metrics: next(falling, None) or score(self, metrics))
+    monkeypatch.setattr(Task, "is_better", lambda self, score, than: False)
     training = {"learning_rate": 3e-2}
-    run_ = _Run(settings(tiny_backbone, kind, budget, options, task="stsb", training=training), ranks_for(kind), *BARE)
-    monkeypatch.setattr(run_, "_record", lambda *_: run_._tested())
-    tested: Any = run_.record()
-    best, last = tested["test_predictions"]["validation"]
-    assert (best, last) == (seen[8]["validation"], seen[20]["validation"])
+    record = run_record(
+        settings(tiny_backbone, kind, budget, options, task="stsb", training=training),
+        ranks=ranks_for(kind),
+        progress=False,
+    )
+    best, last = map(list, record.score.test_predictions["validation"])
+    assert (best, last) == (seen[8], seen[20])
     assert best != last
-    monkeypatch.undo()
-    gold = {"validation": run_.data.test["validation"].labels}
-    assert tested["test"]["best"] == recompute("stsb", seen[8], gold)
-    assert tested["test"]["last"] == recompute("stsb", seen[20], gold)
+    assert record.score.test is not None
+    assert record.shown("test") == record.score.test.best != record.score.test.last
 
 
 @pytest.mark.parametrize("killed_after", [22, 26, 29])

@@ -80,19 +80,14 @@ def _corpus(task: str, data: Data) -> TaskData:
 
 
 def _origins(record: Record | None) -> Iterator[tuple[str, str]]:
-    """What a run saw, as far as its record tells."""
+    """What a run saw that other runs have to have seen as well; each draw of the built-in corpus is another one."""
     if record is None:
         return
-    backbone, data, seen = record.provenance.backbone, record.provenance.data, record.run.settings.data
-    draw = record.run.task if seen.seed is None else f"{record.run.task}, draw {seen.seed}"
-    for field, value in (
-        ("backbone.revision", backbone.revision),
-        ("backbone.fingerprint", backbone.fingerprint),
-        (f"data.revision of {draw}", data.revision),
-        (f"data.fingerprint of {draw}", data.fingerprint),
-    ):
-        if value is not None:
-            yield field, value
+    backbone, data, task = record.provenance.backbone, record.provenance.data, record.run.task
+    found = {"backbone.revision": backbone.revision, "backbone.fingerprint": backbone.fingerprint}
+    if data.source != "builtin":
+        found |= {f"data.revision of {task}": data.revision, f"data.fingerprint of {task}": data.fingerprint}
+    yield from ((field, value) for field, value in found.items() if value is not None)
 
 
 def unexpected(study: Study, records_root: str | Path = "results/runs") -> list[Path]:

@@ -18,7 +18,7 @@ from increlora.study.settings import run_settings
 from increlora.training.record import Record, read_record
 from increlora.training.settings import RunSettings
 from increlora.training.store import Store
-from tests.study_helpers import ROOT, SMOKE, fake_record
+from tests.study_helpers import ROOT, SMOKE, fake_record, record_on_corpus
 
 
 class Trainer(types.ModuleType):
@@ -33,7 +33,7 @@ class Trainer(types.ModuleType):
         self.trained.append((settings.method, settings.seed, ranks))
         if settings.seed in self.broken_seeds:
             raise RuntimeError("out of memory")
-        return fake_record(settings)
+        return record_on_corpus(settings)
 
     def discard_checkpoint(self, settings: RunSettings) -> None:
         pass
@@ -110,8 +110,8 @@ def test_progress_is_that_of_the_study(trainer: Trainer, tmp_path: Path, caplog:
     train(tmp_path)
     said = [record.getMessage() for record in caplog.records if "here" in record.getMessage()]
     assert [re.sub(r"\d:\d\d:\d\d", "0:00:00", line) for line in said] == [
-        "rte/lora/2/seed0  50.00  (1 of 2 here, 0:00:00 left; study smoke: 1 of 42, 0:00:00 left)",
-        "rte/lora/2/seed1  50.00  (2 of 2 here; study smoke: 2 of 42, 0:00:00 left)",
+        "rte/lora/2/seed0  100.00  (1 of 2 here, 0:00:00 left; study smoke: 1 of 42, 0:00:00 left)",
+        "rte/lora/2/seed1  100.00  (2 of 2 here; study smoke: 2 of 42, 0:00:00 left)",
     ]
 
 
@@ -248,8 +248,7 @@ def test_a_finished_run_is_not_that_of_other_local_data(
     content = load_task("rte", **settings.data.model_dump()).fingerprint
     arguments = ["run", str(SMOKE), json.dumps({"data": local}), "--task", "rte", "--method", "lora", "--budget", "2"]
     for fingerprint, code in ((content, 0), ("0" * 16, 1)):
-        rows = fake_record(settings).provenance.data.rows
-        data = {"source": "local", "fingerprint": fingerprint, "rows": rows}
+        data = fake_record(settings).provenance.data.model_dump() | {"fingerprint": fingerprint}
         Store().put(fake_record(settings, provenance={"data": data}))
         assert main([*arguments, "--seed", "0", "--records", str(tmp_path)]) == code
     assert not trainer.trained

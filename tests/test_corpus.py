@@ -27,10 +27,12 @@ LABELS = {task: {0, 1} for task in TASKS} | {"mnli": {0, 1, 2}}
 def test_the_eight_tasks_have_the_columns_and_splits_of_glue():
     assert set(TASKS) == set(TEXT_COLUMNS)
     for task in TASKS:
-        splits = corpus.generate(task, train_rows=50, eval_rows=20)
-        validation = ["validation_matched", "validation_mismatched"] if task == "mnli" else ["validation"]
-        assert list(splits) == ["train", *validation]
-        assert [len(rows) for rows in splits.values()] == [50] + [20] * len(validation)
+        splits = corpus.generate(task, train_rows=50, eval_rows=20, test_rows=30)
+        kinds = ["matched", "mismatched"] if task == "mnli" else [""]
+        sizes = {"train": 50}
+        for kind in kinds:
+            sizes |= {f"validation_{kind}".rstrip("_"): 20, f"test_{kind}".rstrip("_"): 30}
+        assert {name: len(rows) for name, rows in splits.items()} == sizes
         for rows in splits.values():
             assert [row["idx"] for row in rows] == list(range(len(rows)))
             for row in rows:
@@ -51,6 +53,18 @@ def test_evaluation_shares_no_sentence_with_training_or_pretraining(task, pretra
             assert not _sentences(rows, task) & (training | pretraining_sentences)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_no_row_of_a_test_split_is_in_the_evaluation_split(task):
+    splits = corpus.generate(task)
+    for name in [name for name in splits if name.startswith("test")]:
+        test, evaluation = (
+            {tuple(row[column] for column in TEXT_COLUMNS[task]) for row in splits[part]}
+            for part in (name, name.replace("test", "validation"))
+        )
+        assert len(test) == len(splits[name]) == corpus.TEST_ROWS
+        assert not test & evaluation
+
+
 @pytest.fixture(scope="module")
 def pretraining_sentences() -> set[str]:
     connectives = tuple(word + " " for word in corpus.CONNECTIVES.values())
@@ -68,10 +82,10 @@ def _sentences(rows: list[dict], task: str) -> set[str]:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_fewer_rows_are_a_prefix_and_the_seed_matters(task):
-    long, short = (corpus.generate(task, train_rows=count, eval_rows=count // 2) for count in (120, 60))
+    long, short = (corpus.generate(task, train_rows=rows, eval_rows=40, test_rows=rows // 2) for rows in (120, 60))
     for name, rows in short.items():
         assert long[name][: len(rows)] == rows
-    assert corpus.generate(task, seed=1, train_rows=60)["train"] != short["train"]
+    assert corpus.generate(task, seed=1, train_rows=60, test_rows=1)["train"] != short["train"]
 
 
 def test_documents_are_a_prefix_too():
@@ -88,10 +102,10 @@ def test_generation_does_not_depend_on_the_hash_seed(tmp_path):
 
     code = (
         "import hashlib, json; from increlora.glue import corpus; "
-        "rows = [corpus.generate(t, train_rows=40, eval_rows=10) for t in corpus.names()]; "
+        "rows = [corpus.generate(t, train_rows=40, eval_rows=10, test_rows=10) for t in corpus.names()]; "
         "print(hashlib.sha256(json.dumps([rows, corpus.documents(count=40)]).encode()).hexdigest())"
     )
-    rows = [corpus.generate(t, train_rows=40, eval_rows=10) for t in corpus.names()]
+    rows = [corpus.generate(t, train_rows=40, eval_rows=10, test_rows=10) for t in corpus.names()]
     here = hashlib.sha256(json.dumps([rows, corpus.documents(count=40)]).encode()).hexdigest()
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     there = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -159,6 +173,7 @@ def _word_features(row: dict, task: str) -> list[str]:
     [
         ({"task": "wnli"}, "wnli.*allowed: mnli"),
         ({"task": "rte", "train_rows": -1}, "train_rows: -1"),
+        ({"task": "rte", "test_rows": -1}, "test_rows: -1"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

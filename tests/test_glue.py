@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.metrics
+from scipy import stats
 
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.glue import metrics
-from increlora.glue.loading import load_task
+from increlora.glue.loading import Examples, TaskData, load_task
 from increlora.glue.tasks import TASKS
 
 RANDOM = np.random.default_rng(0)
@@ -23,23 +25,30 @@ def score(task: str, predictions: Any, references: Any) -> dict[str, float]:
     return metrics.compute(task, {"validation": list(predictions)}, {"validation": list(references)})
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_classification_metrics_by_their_definitions(share: float) -> None:
-    gold = (RANDOM.random(300) < share).astype(int)
-    guess = np.where(RANDOM.random(300) < 0.7, gold, 1 - gold)
-    assert score("rte", guess, gold)["accuracy"] == pytest.approx(np.mean(gold == guess))
-    hits = np.sum(gold * guess)
-    assert score("mrpc", guess, gold)["f1"] == pytest.approx(2 * hits / (gold.sum() + guess.sum()))
-    assert score("cola", guess, gold)["matthews_correlation"] == pytest.approx(np.corrcoef(gold, guess)[0, 1])
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("right", [0.0, 0.3, 0.8, 1.0])
+def test_classification_metrics_are_those_of_scikit_learn(share: float, right: float) -> None:
+    """Also where a class is absent from labels, predictions or both."""
+    two = (RANDOM.random(300) < share).astype(int)
+    for task, gold, classes in (("qqp", two, 2), ("cola", two, 2), ("mnli", RANDOM.integers(3, size=300), 3)):
+        guess = np.where(RANDOM.random(300) < right, gold, (gold + 1) % classes)
+        found = metrics.of_split(task, guess.tolist(), gold.tolist())
+        wanted = {
+            "accuracy": sklearn.metrics.accuracy_score(gold, guess),
+            "f1": sklearn.metrics.f1_score(gold, guess, zero_division=0.0) if classes == 2 else None,
+            "matthews_correlation": sklearn.metrics.matthews_corrcoef(gold, guess),
+        }
+        assert set(found) == set(TASKS[task].measures)
+        assert found == pytest.approx({name: wanted[name] for name in found}, abs=1e-12)
 
 
-def test_correlations_by_their_definitions_with_and_without_ties() -> None:
+def test_correlations_are_those_of_scipy_with_and_without_ties() -> None:
     gold = np.round(RANDOM.random(200) * 5, 1)
     for guess in (gold + RANDOM.normal(size=200), np.round(gold + RANDOM.normal(size=200)), -gold):
         result = score("stsb", guess, gold)
-        assert result["pearson"] == pytest.approx(np.corrcoef(guess, gold)[0, 1])
-        ranks = [[np.mean(np.flatnonzero(np.sort(x) == value)) for value in x] for x in (guess, gold)]
-        assert result["spearmanr"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+        assert result["pearson"] == pytest.approx(stats.pearsonr(guess, gold).statistic, abs=1e-12)
+        assert result["spearmanr"] == pytest.approx(stats.spearmanr(guess, gold).statistic, abs=1e-12)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -105,12 +114,72 @@ def test_baseline_is_the_best_constant() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_builtin_corpus_loads_like_a_folder_of_parquet_files(task: str, glue_folder: Path) -> None:
-    built = load_task(task, source="builtin", train_rows=40, eval_rows=20)
-    read = load_task(task, source="local", path=str(glue_folder), train_rows=40, eval_rows=20)
+    limits = {"train_rows": 40, "eval_rows": 20, "test_rows": 30}
+    built = load_task(task, source="builtin", **limits)
+    read = load_task(task, source="local", path=str(glue_folder), **limits)
     assert read.train.texts == built.train.texts
     assert read.train.labels == pytest.approx(built.train.labels)  # GLUE keeps STS-B's scores as float32
-    assert tuple(read.evaluation) == TASKS[task].eval_splits
+    assert tuple(read.evaluation) == tuple(built.evaluation) == tuple(built.test) == TASKS[task].eval_splits
     assert all(len(examples) == 20 for examples in read.evaluation.values())
+    assert all(len(examples) == 30 for examples in built.test.values())
+    assert not read.test, "the labels of GLUE's own test splits are not public"
+
+
+def pairs(*parts: Examples) -> set[tuple[str, ...]]:
+    """The texts of examples, row by row."""
+    return {row for part in parts for row in zip(*part.texts, strict=True)}
+
+
+@pytest.mark.parametrize("task", ["rte", "mnli"])
+def test_training_evaluation_and_test_share_no_example(task: str) -> None:
+    data = load_task(task, source="builtin", test_rows=400)
+    train, evaluation, test = pairs(data.train), pairs(*data.evaluation.values()), pairs(*data.test.values())
+    assert not train & evaluation and not train & test
+    assert all(not pairs(data.test[split]) & pairs(data.evaluation[split]) for split in data.test)
+
+
+def test_every_draw_of_the_corpus_is_another_one() -> None:
+    draws = [
+        load_task("rte", source="builtin", seed=seed, train_rows=50, eval_rows=50, test_rows=50) for seed in (0, 1)
+    ]
+    assert draws[0].fingerprint != draws[1].fingerprint
+    for part in ("evaluation", "test"):
+        first, second = (pairs(getattr(data, part)["validation"]) for data in draws)
+        assert len(first & second) < 5
+    again = load_task("rte", source="builtin", train_rows=50, eval_rows=50, test_rows=50)
+    assert again.fingerprint == draws[0].fingerprint, "0 where none is given"
+
+
+@pytest.mark.parametrize("source", ["builtin", "local"])
+@pytest.mark.parametrize("task", ["rte", "mnli"])
+def test_the_held_out_fifth_is_never_trained_on(task: str, source: str, glue_folder: Path) -> None:
+    """Whatever the limits: what is held out at one of them is in training at none."""
+
+    def load(**limits: int) -> TaskData:
+        place = {"path": str(glue_folder)} if source == "local" else {}
+        return load_task(task, source=source, evaluate_on="held_out", **place, **limits)
+
+    whole = load()
+    splits = TASKS[task].eval_splits
+    sizes = [len(part) for part in whole.evaluation.values()]
+    assert tuple(whole.evaluation) == splits and not whole.test
+    assert (len(whole.train), sizes) == (960, [240 // len(splits)] * len(splits))
+    held = pairs(*whole.evaluation.values())
+    assert len(held) + len(pairs(whole.train)) == 1200, "nothing twice, and nothing lost"
+    if source == "builtin":
+        assert held | pairs(whole.train) == pairs(load_task(task, source="builtin").train)
+    for limits in ({"train_rows": 400}, {"eval_rows": 17}, {"train_rows": 701, "eval_rows": 40}):
+        data = load(**limits)
+        assert pairs(*data.evaluation.values()) <= held
+        assert pairs(data.train) <= pairs(whole.train)
+        assert len(data.train) <= limits.get("train_rows", 960)
+        assert all(len(part) <= limits.get("eval_rows", 240) for part in data.evaluation.values())
+        assert data.train.texts[0] == whole.train.texts[0][: len(data.train)]
+
+
+def test_too_few_rows_to_hold_a_fifth_out() -> None:
+    with pytest.raises(IncreLoraError, match="data of mnli: 9 training examples are too few to hold a fifth out"):
+        load_task("mnli", source="builtin", evaluate_on="held_out", train_rows=9)
 
 
 def test_a_folder_is_read_as_it_is_now(tmp_path: Path) -> None:

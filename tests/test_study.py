@@ -24,7 +24,7 @@ from increlora.study.settings import all_runs, run_settings
 from increlora.study.verify import unexpected, verify
 from increlora.training.record import write_record
 from increlora.training.settings import RunSettings
-from tests.study_helpers import ROOT, SMOKE, fake_record
+from tests.study_helpers import ROOT, ROWS, SMOKE, fake_record, record_on_corpus
 
 LOW_RANK = ("lora", "adalora", "increlora")
 CONFIGS = sorted(path for path in (ROOT / "config").glob("*.yaml") if path.stem != "local")
@@ -530,9 +530,9 @@ def test_verify_tells_what_is_wrong_with_each_record(tmp_path: Path) -> None:
     ok, stale, protocol, unreadable, edited, missing = all_runs(study)
     other = settings_of(smoke(training={"max_steps": 7}), seed=stale.seed)
     for settings, stored in ((ok, ok), (stale, other), (protocol, protocol.model_copy(update={"protocol": 0}))):
-        write_record(settings.record_path(tmp_path), fake_record(stored))
+        write_record(settings.record_path(tmp_path), record_on_corpus(stored))
     unreadable.record_path(tmp_path).write_text('{"run": ')
-    text = (ok.record_path(tmp_path)).read_text().replace('"accuracy": 0.5', '"accuracy": 99.9')
+    text = ok.record_path(tmp_path).read_text().replace('"accuracy": 1.0', '"accuracy": 99.9')
     edited.record_path(tmp_path).write_text(text)
     write_record(tmp_path / "smoke" / "rte" / "lora" / "2" / "seed9.json", fake_record(ok))
     found = {finding.settings.seed: finding.state for finding in verify(study, tmp_path)}
@@ -542,3 +542,47 @@ def test_verify_tells_what_is_wrong_with_each_record(tmp_path: Path) -> None:
     assert "accuracy is 99.9" in found[4].detail
     assert missing.seed == 5
     assert [path.name for path in unexpected(study, tmp_path)] == ["seed9.json"]
+
+
+def test_verify_holds_every_draw_against_the_corpus(tmp_path: Path) -> None:
+    """Labels and predictions edited together leave a record that agrees with itself; the corpus does not."""
+    table1 = {"tasks": ["rte"], "rows": [{"method": "lora", "budgets": [2]}, {"method": "increlora", "budgets": [2]}]}
+    study = smoke(seeds=[0, 1], artefacts={"only": ["table1"], "table1": table1})
+    runs = all_runs(study)
+    assert [run.data.seed for run in runs] == [run.seed for run in runs]
+    records = [record_on_corpus(run) for run in runs]
+    assert records[0].provenance.data.fingerprint != records[1].provenance.data.fingerprint
+    for run, record in zip(runs, records, strict=True):
+        write_record(run.record_path(tmp_path), record)
+    assert {finding.state.status for finding in verify(study, tmp_path)} == {"ok"}
+
+    gold = list(records[0].score.labels["validation"][0])
+    edited = {"validation": [1 - gold[0], *gold[1:]]}
+    origin = records[0].provenance.data.model_dump()
+    write_record(
+        runs[0].record_path(tmp_path), fake_record(runs[0], [edited], labels=edited, provenance={"data": origin})
+    )
+    other = {**records[1].provenance.data.model_dump(), "fingerprint": "f" * 16}
+    write_record(
+        runs[1].record_path(tmp_path),
+        fake_record(runs[1], provenance={"data": {**other, "rows": {"validation": ROWS}}}),
+    )
+    first, second, *others = (finding.state for finding in verify(study, tmp_path))
+    assert (first.status, first.detail) == ("stale", "score.labels are not the labels of the corpus")
+    assert (second.status, "fingerprint is ffffffffffffffff" in second.detail) == ("stale", True)
+    assert {state.status for state in others} == {"ok"}
+
+
+def test_verify_holds_runs_against_each_other(tmp_path: Path) -> None:
+    """Of data that cannot be generated anew, those that most runs saw are right."""
+    table1 = {"tasks": ["rte"], "rows": [{"method": name, "budgets": [2]} for name in LOW_RANK]}
+    study = smoke(data={"source": "hub", "test_rows": None}, artefacts={"only": ["table1"], "table1": table1})
+    runs = all_runs(study)
+    for run in runs:
+        write_record(run.record_path(tmp_path), fake_record(run))
+    assert {finding.state.status for finding in verify(study, tmp_path)} == {"ok"}
+    origin = {"source": "hub", "revision": None, "fingerprint": "f" * 16, "rows": {"validation": ROWS}}
+    write_record(runs[3].record_path(tmp_path), fake_record(runs[3], provenance={"data": origin}))
+    found = [finding.state for finding in verify(study, tmp_path)]
+    assert [state.status for state in found] == ["ok"] * 3 + ["stale"] + ["ok"] * 2
+    assert found[3].detail == "provenance.data.fingerprint is ffffffffffffffff; most runs have 0000000000000000"

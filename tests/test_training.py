@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from increlora.errors import ConfigError, IncreLoraError
-from increlora.glue.tasks import TASKS
+from increlora.glue.tasks import TASKS, Task
 from increlora.training import checkpoint as checkpoints
 from increlora.training.backbone import load_config
 from increlora.training.batches import collate, encode, epoch_order
@@ -54,7 +54,7 @@ def settings(backbone: Path, kind: str, budget: int | None, options: dict[str, A
             "options": options,
             "seed": 3,
             "backbone": {"name": "tiny", "path": str(backbone)},
-            "data": {"source": "builtin", "train_rows": 80, "eval_rows": 40},
+            "data": {"source": "builtin", "train_rows": 80, "eval_rows": 40, "test_rows": 60},
             "training": training,
             "ranks_from": {"method": "increlora"} if kind == "svd_lora" else None,
             **changes,
@@ -82,9 +82,14 @@ def test_record(kind: str, budget: int | None, options: dict[str, Any], tiny_bac
     assert Record.model_validate_json(json.dumps(record, allow_nan=False)).model_dump(mode="json") == record
     assert record["run"]["digest"] == chosen.digest
     assert [entry["step"] for entry in record["score"]["history"]] == [8, 16, 20]
-    assert record["score"]["last"]["step"] == record["cost"]["steps"] == 20
-    assert record["score"]["best"]["score"] == max(entry["score"] for entry in record["score"]["history"])
-    assert len(record["score"]["predictions"]["best"]["validation"]) == 40
+    assert record["cost"]["steps"] == 20
+    scores = {entry["step"]: entry["score"] for entry in record["score"]["history"]}
+    assert scores[record["score"]["best_step"]] == max(scores.values())
+    penalties = [entry["penalty"] for entry in record["score"]["history"]]
+    regularised = kind in ("adalora", "increlora", "svd_lora")
+    assert [value is not None and value > 0 for value in penalties] == [regularised] * 3
+    assert record["provenance"]["data"]["rows"] == {"train": 80, "validation": 40, "test": 60}
+    assert record["score"]["test"] is not None
     if kind in ("adalora", "increlora"):
         allocation = record["allocation"]
         assert allocation["events"]
@@ -116,8 +121,11 @@ def test_controls_of_a_distribution_have_its_parameters(tiny_backbone: Path) -> 
 def test_resumed_record_equals_the_uninterrupted_one(
     kind: str, budget: int | None, options: dict[str, Any], tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = settings(tiny_backbone, kind, budget, options)
+    """Also the test scores of a checkpoint that was the best before the kill."""
+    monkeypatch.setattr(Task, "is_better", lambda self, score, than: False)
+    chosen = settings(tiny_backbone, kind, budget, options, training={"eval_steps": 4})
     whole = run(chosen, ranks=ranks_for(kind), progress=False)
+    assert whole["score"]["best_step"] == 4
     saves = 0
     save = checkpoints.Checkpoint.save
 
@@ -138,6 +146,33 @@ def test_resumed_record_equals_the_uninterrupted_one(
     resumed = run(chosen, ranks=ranks_for(kind), progress=False, checkpoint_seconds=1e9)
     for block in ("run", "score", "parameters", "allocation"):
         assert resumed[block] == whole[block], block
+
+
+@pytest.mark.parametrize(("kind", "budget", "options"), METHODS, ids=[m[0] for m in METHODS])
+def test_test_predictions_are_those_of_the_best_weights(
+    kind: str, budget: int | None, options: dict[str, Any], tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run whose first evaluation is the best; the test rows are predicted at every evaluation as well."""
+    seen: dict[int, list[float]] = {}
+    evaluate = _Run._evaluate
+
+    def predicting(self: _Run) -> None:
+        evaluate(self)
+        seen[self.progress.step] = self._predictions(self.test)["validation"]
+
+    monkeypatch.setattr(_Run, "_evaluate", predicting)
+    monkeypatch.setattr(Task, "is_better", lambda self, score, than: False)
+    training = {"learning_rate": 3e-2}
+    record = run_record(
+        settings(tiny_backbone, kind, budget, options, task="stsb", training=training),
+        ranks=ranks_for(kind),
+        progress=False,
+    )
+    best, last = map(list, record.score.test_predictions["validation"])
+    assert (best, last) == (seen[8], seen[20])
+    assert best != last
+    assert record.score.test is not None
+    assert record.shown("test") == record.score.test.best != record.score.test.last
 
 
 @pytest.mark.parametrize("killed_after", [22, 26, 29])
@@ -208,7 +243,7 @@ def plain_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("rows", [41, 43], ids=["a last batch of one", "a last batch of three"])
 def test_micro_batches_change_nothing(rows: int, plain_backbone: Path) -> None:
-    data = {"source": "builtin", "train_rows": rows, "eval_rows": 40}
+    data = {"source": "builtin", "train_rows": rows, "eval_rows": 40, "test_rows": 10}
     losses = []
     for pieces in (1, 2):
         training = {"gradient_accumulation": pieces, "epochs": 4}
@@ -224,7 +259,7 @@ def test_two_processes_train_like_one(plain_backbone: Path, tmp_path: Path) -> N
 
     The last batch of an epoch has a single row: the second process has none, and nobody has a second micro-batch.
     """
-    data = {"source": "builtin", "train_rows": 41, "eval_rows": 40}
+    data = {"source": "builtin", "train_rows": 41, "eval_rows": 40, "test_rows": 10}
     training = {"gradient_accumulation": 2, "epochs": 4}
     chosen = settings(plain_backbone, "increlora", 2, {"deltaT": 3}, training=training, data=data)
     single = run(chosen, progress=False)
@@ -311,7 +346,7 @@ def test_divergence_in_the_last_step_is_recorded(tiny_backbone: Path) -> None:
     """No loss follows that would tell: the last evaluation has to."""
     training = {"learning_rate": 1e30, "max_grad_norm": None, "warmup_steps": 0, "max_steps": 1, "weight_decay": 1.0}
     record = run(settings(tiny_backbone, "full_ft", None, {}, training=training), progress=False)
-    assert (record["run"]["status"], record["score"]["last"]) == ("diverged", None)
+    assert (record["run"]["status"], record["score"]["history"], record["score"]["test"]) == ("diverged", [], None)
 
 
 @pytest.mark.parametrize("content", ["half-written", "a list", "without digest", "of another shape"])
@@ -370,15 +405,13 @@ def test_runs_share_gpus_through_locks(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_collapse_is_recorded(tiny_backbone: Path) -> None:
-    record = run(
-        settings(tiny_backbone, "bitfit", None, {}, task="stsb", training={"learning_rate": 1e-12}), progress=False
-    )
-    constant = run(
-        settings(tiny_backbone, "bitfit", None, {}, task="cola", training={"learning_rate": 1e-12}), progress=False
-    )
-    for result in (record, constant):
-        predictions = result["score"]["predictions"]["best"]["validation"]
-        assert (result["run"]["status"] == "collapsed") == (len(set(predictions)) == 1)
+    for task in ("stsb", "cola"):
+        chosen = settings(tiny_backbone, "bitfit", None, {}, task=task, training={"learning_rate": 1e-12})
+        result = run(chosen, progress=False)
+        score = Record.model_validate(result).score
+        best = [entry.step for entry in score.history].index(score.best_step)
+        constant = len(set(score.predictions["validation"][best])) == 1
+        assert (result["run"]["status"] == "collapsed") == constant
 
 
 def test_tensorboard_is_written_on_request(tiny_backbone: Path, tmp_path: Path) -> None:

@@ -129,12 +129,15 @@ def _hold_out(
 ) -> tuple[Examples, dict[str, Examples]]:
     """A training split without a fifth of its rows, always the same, and that fifth shared among the evaluation splits.
 
-    The rows of the fifth do not depend on the limits, so that no limit brings one of them into training.
+    Of every five rows one is held out, so that no limit, not even one on the rows that are generated, brings it into
+    training.
     """
-    order = list(range(len(train)))
-    random.Random(f"{spec.name}/held_out").shuffle(order)
-    held, rest = sorted(order[: len(order) // 5]), sorted(order[len(order) // 5 :])
+    rng = random.Random(f"{spec.name}/held_out")
+    held = [first + rng.randrange(5) for first in range(0, len(train) - 4, 5)]
+    rest = sorted(set(range(len(train))) - set(held))
     parts = {name: held[at :: len(spec.eval_splits)][:eval_rows] for at, name in enumerate(spec.eval_splits)}
+    if not all(parts.values()):
+        raise IncreLoraError(f"data of {spec.name}: {len(train)} training examples are too few to hold a fifth out")
     return train.select(rest[:train_rows]), {name: train.select(rows) for name, rows in parts.items()}
 
 

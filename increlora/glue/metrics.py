@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ Labels = Mapping[str, Sequence[float]]
 def of_split(task: str, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
     """The task's metrics on one split, as fractions; a correlation with a constant is NaN.
 
-    What scikit-learn returns (tests hold them together), in a hundredth of the time: a study's tables recompute tens of
-    thousands of them.
+    What scikit-learn and SciPy return (tests hold them together), in a hundredth of the time: the tables of a study
+    recompute tens of thousands of them.
     """
     guess, gold = np.asarray(predictions), np.asarray(references)
     return {name: float(_METRICS[name](guess, gold)) for name in TASKS[task].measures}
@@ -42,25 +41,26 @@ def _f1(guess: np.ndarray, gold: np.ndarray) -> float:
 
 def _matthews(guess: np.ndarray, gold: np.ndarray) -> float:
     """Of the classes 0 and 1; 0 where one of the two is constant."""
-    if guess.min() == guess.max() or gold.min() == gold.max():
-        return 0.0
-    return float(np.corrcoef(guess, gold)[0, 1])
+    return 0.0 if np.ptp(guess) == 0 or np.ptp(gold) == 0 else _pearson(guess, gold)
 
 
-def _correlation(name: str, guess: np.ndarray, gold: np.ndarray) -> float:
-    from scipy import stats
+def _pearson(guess: np.ndarray, gold: np.ndarray) -> float:
+    with np.errstate(invalid="ignore", divide="ignore"):  # constant input
+        return float(np.corrcoef(guess, gold)[0, 1])
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about constant input
-        return float(getattr(stats, name)(gold, guess).statistic)
+
+def _spearman(guess: np.ndarray, gold: np.ndarray) -> float:
+    from scipy.stats import rankdata
+
+    return _pearson(rankdata(guess), rankdata(gold))
 
 
 _METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews_correlation": _matthews,
-    "pearson": functools.partial(_correlation, "pearsonr"),
-    "spearmanr": functools.partial(_correlation, "spearmanr"),
+    "pearson": _pearson,
+    "spearmanr": _spearman,
 }
 
 
@@ -98,5 +98,7 @@ def _over_splits(task: str, predictions: Labels, references: Labels, function: A
 def baseline(task: str, references: Labels) -> float:
     """Score in percent of the best constant prediction: the majority class; 0 for correlations."""
     spec = TASKS[task]
+    if spec.is_regression:
+        return 0.0
     constant = ({split: [label] * len(gold) for split, gold in references.items()} for label in range(spec.num_labels))
     return max(spec.score(recompute(task, guess, references)) for guess in constant)

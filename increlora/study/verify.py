@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from increlora.study.config import Study
 from increlora.study.settings import all_runs
 from increlora.training.record import Record, State, state
-from increlora.training.settings import RunSettings
+from increlora.training.settings import Data, RunSettings
+
+if TYPE_CHECKING:
+    from increlora.glue.loading import TaskData
 
 
 class Finding(NamedTuple):
@@ -25,7 +29,8 @@ def verify(study: Study, records_root: str | Path = "results/runs") -> list[Find
     """One finding for every run of the study.
 
     The runs of a study have to have seen the same model and, on a task, the same data. A Hub repository can move on
-    under its name between two runs: those that saw another commit or content than most are `stale`.
+    under its name between two runs: those that saw another commit or content than most are `stale`, and so are those on
+    the built-in corpus whose data or labels are not what it generates.
     """
     paths = ((settings, settings.record_path(records_root)) for settings in all_runs(study))
     findings = [Finding(settings, path, state(settings, path)) for settings, path in paths]
@@ -43,23 +48,46 @@ def _held_to(common: dict[str, str], finding: Finding) -> Finding:
     for field, value in _origins(finding.state.record):
         if value != common[field]:
             told = f"provenance.{field.partition(' ')[0]} is {value}; most runs have {common[field]}"
-            return finding._replace(state=finding.state._replace(status="stale", detail=told))
-    return finding
+            return _stale(finding, told)
+    told = _unlike_corpus(finding.settings, finding.state.record) if finding.state.record else None
+    return _stale(finding, told) if told else finding
+
+
+def _stale(finding: Finding, told: str) -> Finding:
+    return finding._replace(state=finding.state._replace(status="stale", detail=told))
+
+
+def _unlike_corpus(settings: RunSettings, record: Record) -> str | None:
+    """What in a record on the built-in corpus the corpus does not have."""
+    if settings.data.source != "builtin":
+        return None
+    corpus = _corpus(settings.task, settings.data)
+    if (seen := record.provenance.data.fingerprint) != corpus.fingerprint:
+        return f"provenance.data.fingerprint is {seen}; the corpus has {corpus.fingerprint}"
+    for field, parts in (("labels", corpus.evaluation), ("test_labels", corpus.test)):
+        recorded = {split: list(values[0]) for split, values in getattr(record.score, field).items()}
+        if recorded and recorded != {split: examples.labels for split, examples in parts.items()}:
+            return f"score.{field} are not the labels of the corpus"
+    return None
+
+
+@functools.cache
+def _corpus(task: str, data: Data) -> TaskData:
+    """The examples of one task in one draw."""
+    from increlora.glue.loading import load_task
+
+    return load_task(task, **data.model_dump())
 
 
 def _origins(record: Record | None) -> Iterator[tuple[str, str]]:
-    """What a run saw, as far as its record tells."""
+    """What a run saw that other runs have to have seen as well; each draw of the built-in corpus is another one."""
     if record is None:
         return
     backbone, data, task = record.provenance.backbone, record.provenance.data, record.run.task
-    for field, value in (
-        ("backbone.revision", backbone.revision),
-        ("backbone.fingerprint", backbone.fingerprint),
-        (f"data.revision of {task}", data.revision),
-        (f"data.fingerprint of {task}", data.fingerprint),
-    ):
-        if value is not None:
-            yield field, value
+    found = {"backbone.revision": backbone.revision, "backbone.fingerprint": backbone.fingerprint}
+    if data.source != "builtin":
+        found |= {f"data.revision of {task}": data.revision, f"data.fingerprint of {task}": data.fingerprint}
+    yield from ((field, value) for field, value in found.items() if value is not None)
 
 
 def unexpected(study: Study, records_root: str | Path = "results/runs") -> list[Path]:

@@ -24,6 +24,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainSerializer,
     StringConstraints,
     ValidationError,
@@ -31,7 +32,6 @@ from pydantic import (
 )
 
 from increlora.errors import IncreLoraError
-from increlora.glue.metrics import recompute
 from increlora.glue.tasks import TASKS, Task
 from increlora.training.settings import RunSettings
 
@@ -109,7 +109,7 @@ class Evaluation(_Block):
     epoch: float
     train_loss: float | None
     """Mean since the evaluation before."""
-    penalty: float | None
+    penalty: float | None = Field(ge=0)
     """The weighted regulariser at this step; None for methods without one."""
     score: float
     """The task's single number, in percent."""
@@ -303,6 +303,8 @@ class Record(_Block):
         return None if entry is None else entry.metrics
 
     def _crossfit(self) -> dict[str, float]:
+        from increlora.glue.metrics import recompute
+
         task, score = TASKS[self.run.task], self.score
         halves = []
         for half in (0, 1):
@@ -318,52 +320,65 @@ class Record(_Block):
 
     @model_validator(mode="after")
     def _scores_are_those_of_the_predictions(self) -> Record:
+        from increlora.glue.metrics import baseline
+
         task, score = TASKS.get(self.run.task), self.score
         if task is None:
             raise ValueError(f"its task {self.run.task!r} is unknown; allowed: {', '.join(TASKS)}")
         if not score.history and self.run.status != "diverged":
             raise ValueError(f"score.history is empty in a run that {self.run.status}")
-        best = _first_best(task, (entry.score for entry in score.history)) if score.history else None
-        if score.best_step != (None if best is None else score.history[best].step):
-            raise ValueError(f"score.best_step is {score.best_step}, but the best evaluation is another")
+        evaluations = {f"history[{number}].metrics": entry.metrics for number, entry in enumerate(score.history)}
+        self._check(task, evaluations, "", score.labels, score.predictions, task.eval_splits)
+        constant = baseline(task.name, {split: values[0] for split, values in score.labels.items()})
+        if not math.isclose(score.baseline, constant, abs_tol=100 * TOLERANCE):
+            raise ValueError(f"score.baseline is {score.baseline}, but its labels give {constant:.4f}")
         for number, entry in enumerate(score.history):
-            if not math.isclose(entry.score, task.score(entry.metrics), abs_tol=100 * TOLERANCE):
-                wanted = task.score(entry.metrics)
+            if not math.isclose(entry.score, wanted := task.score(entry.metrics), abs_tol=100 * TOLERANCE):
                 raise ValueError(f"score.history[{number}].score is {entry.score}, but its metrics give {wanted:.4f}")
-        evaluations = {f"history[{number}]": entry.metrics for number, entry in enumerate(score.history)}
-        self._check(task, evaluations, score.predictions, score.labels, task.eval_splits)
+        best = score.history[_first_best(task, (one.score for one in score.history))].step if score.history else None
+        if score.best_step != best:
+            raise ValueError(f"score.best_step is {score.best_step}, but the best evaluation is that of step {best}")
         if score.test is not None:
             tested = {"test.best": score.test.best, "test.last": score.test.last}
-            self._check(task, tested, score.test_predictions, score.test_labels, task.test_splits)
+            self._check(task, tested, "test_", score.test_labels, score.test_predictions, task.test_splits)
+        elif self.run.status != "diverged" and self.provenance.data.rows.keys() & set(task.test_splits):
+            raise ValueError(f"score.test is missing, but its data have {', '.join(task.test_splits)}")
         return self
 
     def _check(
         self,
         task: Task,
         evaluations: Mapping[str, Mapping[str, float]],
-        predictions: Mapping[str, Packed],
+        prefix: str,
         labels: Mapping[str, Packed],
-        names: Sequence[str],
+        predictions: Mapping[str, Packed],
+        splits: Sequence[str],
     ) -> None:
-        rows = [self.provenance.data.rows.get(name) for name in names]
-        found = [{len(values) for values in labels.get(split, [()])} for split in task.eval_splits]
-        if found != [{number} for number in rows]:
-            raise ValueError(f"score has not one label for each of the {rows} examples of {', '.join(names)}")
+        """Hold metrics against predictions and labels on development or test splits."""
+        from increlora.glue.metrics import recompute
+
+        for own, split in zip(task.eval_splits, splits, strict=True):
+            rows = self.provenance.data.rows.get(split)
+            if [len(values) for values in labels.get(own, ())] != [rows]:
+                raise ValueError(f"score.{prefix}labels has not one label for each of the {rows} examples of {split}")
+            found = [len(values) for values in predictions.get(own, ())]
+            if found != [rows] * len(evaluations):
+                raise ValueError(
+                    f"score.{prefix}predictions has not one prediction for each of the {rows} examples of {split} "
+                    f"and each of {len(evaluations)} evaluations, but {found}"
+                )
+        gold = {split: values[0] for split, values in labels.items()}
         for at, (field, metrics) in enumerate(evaluations.items()):
+            if metrics.keys() != task.metrics.keys():
+                raise ValueError(f"score.{field} has {', '.join(metrics) or 'nothing'}, not {', '.join(task.metrics)}")
+            wanted = recompute(task.name, {split: values[at] for split, values in predictions.items()}, gold)
             for key, metric in task.metrics.items():
-                value = metrics.get(key)
-                if value is None or not metric.low <= value <= metric.high:
+                if not metric.low <= metrics[key] <= metric.high:
+                    allowed = f"{metric.low:g} to {metric.high:g}"
+                    raise ValueError(f"score.{field}.{key} is {metrics[key]}; allowed: {allowed}")
+                if abs(metrics[key] - wanted[key]) > TOLERANCE:
                     raise ValueError(
-                        f"score.{field}.metrics.{key} is {value}; allowed: {metric.low:g} to {metric.high:g}"
-                    )
-            guess = {split: values[at] for split, values in predictions.items() if at < len(values)}
-            if [len(guess.get(split, ())) for split in task.eval_splits] != rows:
-                raise ValueError(f"score.{field} has not one prediction for each of its {rows} examples")
-            gold = {split: values[0] for split, values in labels.items()}
-            for key, value in recompute(task.name, guess, gold).items():
-                if abs(value - metrics[key]) > TOLERANCE:
-                    raise ValueError(
-                        f"score.{field}.metrics.{key} is {metrics[key]}, but its predictions give {value:.4f}"
+                        f"score.{field}.{key} is {metrics[key]}, but its predictions give {wanted[key]:.4f}"
                     )
 
 

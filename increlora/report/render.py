@@ -107,6 +107,21 @@ def fixed(value: float | None, places: int, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def between(interval: tuple[float, float] | None, places: int) -> str:
+    """An interval with signs, or a dash."""
+    return NOTHING if interval is None else f"[{', '.join(fixed(end, places, sign=True) for end in interval)}]"
+
+
+def probability(p: float | None) -> str:
+    """A p-value as papers print it: 0.012, <0.001."""
+    return "<0.001" if p is not None and p < 0.001 else fixed(p, 3)
+
+
+def times(ratio: float | None) -> str:
+    """A ratio, or a dash: 1.25×."""
+    return NOTHING if ratio is None else f"{ratio:.2f}×"
+
+
 def count(value: float | None) -> str:
     """A number of parameters as papers print it: 1.33M, 331.8K, 512."""
     if value is None or math.isnan(value):

@@ -125,7 +125,7 @@ class Results:
 
     @cached_property
     def numbers_per_rank(self) -> float | None:
-        """m of the paper's memory formulas: the numbers that one rank in every module adds, from the reference's runs."""
+        """m of the paper's memory formulas: the numbers that one rank in every module adds, by the reference's runs."""
         runs = self.runs[(self.runs["kind"] == REFERENCE.kind) & self.runs["budget"].notna()]
         ratios = runs["trainable"].astype(float) / runs["budget"].astype(float)
         return None if ratios.dropna().empty else float(ratios.median())
@@ -237,10 +237,26 @@ class Results:
         means = runs.assign(value=pd.to_numeric(runs[column]).astype(float)).groupby("task")["value"].mean().dropna()
         return float(np.mean(means)) if len(means) else None
 
-    def allocations(self, task: str, variant: str, budget: int) -> dict[int, Allocation]:
+    def allocations(self, cell: Cell) -> dict[int, Allocation]:
         """The allocation block of each seed that has one."""
-        records = {seed: self.records.get(Cell(task, variant, budget), seed) for seed in self.study.seeds}
+        records = {seed: self.records.get(cell, seed) for seed in self.study.seeds}
         return {seed: record.allocation for seed, record in records.items() if record and record.allocation}
+
+
+def averaged(tasks: Iterable[str]) -> list[str]:
+    """Of some tasks those that count in "All"."""
+    return [task for task in tasks if TASKS[task].in_all]
+
+
+def reference_of(lines: Iterable[Line], line: Line) -> Line | None:
+    """The reference at the row's budget; for a method without budgets, at the largest one."""
+    found = (one for one in lines if one.published_method == REFERENCE.kind and one.tier == (line.tier or 0))
+    return next(found, None)
+
+
+def tiers(lines: Sequence[Line]) -> frozenset[int]:
+    """The rows at which another budget begins."""
+    return frozenset(i for i in range(1, len(lines)) if lines[i].tier != lines[i - 1].tier)
 
 
 def paired(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
@@ -301,9 +317,7 @@ class Scores:
 
     def difference(self, ones: Sequence[Cell], others: Sequence[Cell]) -> Summary:
         """`ones - others`, cells of the same tasks: paired by seed on each task, then the mean over tasks."""
-        pairs = [
-            paired(self.by_seed(one), self.by_seed(other)) for one, other in zip(ones, others, strict=True)
-        ]
+        pairs = [paired(self.by_seed(one), self.by_seed(other)) for one, other in zip(ones, others, strict=True)]
         return self._summary(over_tasks(pairs), [*ones, *others])
 
     def _summary(self, estimate: Estimate, cells: Sequence[Cell], scored: tuple[int, ...] = ()) -> Summary:
@@ -325,7 +339,7 @@ class Scores:
 
 _DATA = {"builtin": "the built-in GLUE-shaped corpus (not GLUE)", "hub": "{name}", "local": "a local copy of {name}"}
 CHECKPOINT = {
-    "crossfit": "crossfit, chosen on one half of the development rows and shown on the other, both ways, mean of the two",
+    "crossfit": "crossfit, chosen on one half of the development rows and shown on the other, mean of both ways",
     "test": "test, chosen on the development split and shown on the test split",
     "best": "best, chosen and shown on the same development rows as in the papers, which flatters methods whose scores "
     "vary more between evaluations",
@@ -364,7 +378,7 @@ def header(results: Results) -> list[str]:
 
 
 def hindsight(results: Results, lines: Iterable[Line], tasks: Sequence[str]) -> list[str]:
-    """Rows with runs whose best checkpoint has another total rank than the finished model, as it was found in growth."""
+    """Rows with runs whose best checkpoint has another total rank than the finished model: it was found in growth."""
     if results.study.report.checkpoint == "last":
         return []
     said = []

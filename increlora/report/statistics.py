@@ -155,7 +155,7 @@ def geometric_mean(values: Iterable[float | None]) -> float | None:
 
 
 def gini(values: Iterable[float]) -> float:
-    """Half the mean difference of two values as a part of their mean: 0 where all are equal, near 1 where one has all."""
+    """Half the mean difference of two values over their mean: 0 where all are equal, near 1 where one has all."""
     data = _numbers(values)
     return float(np.abs(data[:, None] - data).mean() / (2 * data.mean()))
 

@@ -216,7 +216,8 @@ def _artefacts(study: Study) -> None:
 def _over_budgets(study: Study, tasks: Iterable[str], method: str, budgets: tuple[int, int]) -> None:
     field = "artefacts.headroom.over_budgets"
     _shared(study, field, tasks, ("method", [method]), budgets)
-    _among(f"{field}.method", [method], [name for name in study.methods if method_of(study, name).budget], "has no budget")
+    with_budget = [name for name in study.methods if method_of(study, name).budget]
+    _among(f"{field}.method", [method], with_budget, "has no budget")
     if budgets[0] >= budgets[1]:
         raise ConfigError(f"{field}.budgets", f"got {list(budgets)}; the smallest comes first, then a larger one")
 

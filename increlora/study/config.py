@@ -183,7 +183,7 @@ class OverBudgets(_Block):
 
 
 class Headroom(_Block):
-    """How much there is to gain on each task (a table of this package): does the study have room to tell methods apart?"""
+    """How much there is to gain on each task: is there room to tell methods apart (a table of this package)?"""
 
     tasks: Names
     full: str
@@ -222,7 +222,7 @@ class Figure6(_Block):
 
 
 class TrainingCurves(_Block):
-    """Total rank, regulariser and score over training, beside the score of another variant (a figure of this package)."""
+    """Total rank, regulariser and score over training, beside another variant's score (a figure of this package)."""
 
     task: str
     budget: Budget

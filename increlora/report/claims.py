@@ -48,7 +48,7 @@ class Claim(NamedTuple):
         first, second: rows of the artefact by `Results.roles`; without a second the first is held against 0. Of several
             budgets the first counts with its lowest, and has to hold against each of the second.
         sign: 1 where the paper says that the first is higher, -1 lower, 0 where it takes no side.
-        margin: how far from 0 the quantity may be for a claim of equality; None for all others.
+        margin: by how much the quantity may exceed 0, for a claim that it does not; None for all others.
         unit: of the quantity.
         published_in, published_as: artefact and name (with ``: column`` where two share it) of the published values.
     """
@@ -230,8 +230,11 @@ def _finding(contrast: _Contrast, tested: Tested) -> Finding:
     values = _published(claim)
     numbers = [row.number for row in values if row.number is not None]
     effect = float(np.mean(numbers)) if numbers else None
-    paper = ", ".join(f"{row.value} ({TASKS[row.task].title})" if row.task in TASKS else row.value for row in values)
-    verdict = _equality(claim, tested) if claim.margin else _direction(claim, tested, effect)
+    printed = {row: row.value.replace("-", "−") for row in values}
+    paper = ", ".join(
+        f"{text} ({TASKS[row.task].title})" if row.task in TASKS else text for row, text in printed.items()
+    )
+    verdict = _bound(claim, tested) if claim.margin else _direction(claim, tested, effect)
     return Finding(claim, contrast.place, tested, contrast.runs, paper, effect, *verdict)
 
 
@@ -263,18 +266,17 @@ def _direction(claim: Claim, tested: Tested, effect: float | None) -> tuple[str,
     return NOT_VISIBLE, f"a difference as large as the paper's {stated} would have shown"
 
 
-def _equality(claim: Claim, tested: Tested) -> tuple[str, str]:
+def _bound(claim: Claim, tested: Tested) -> tuple[str, str]:
     interval, margin = tested.estimate.interval(), claim.margin or 0.0
     if tested.estimate.mean is None:
         return "no records", ""
     if interval is None:
-        return NOT_VISIBLE, "there is no spread over seeds to hold the difference against"
-    within = f"{margin:g} {claim.unit}"
-    if -margin <= interval[0] and interval[1] <= margin:
-        return "supported", f"within {within}"
-    if interval[0] > margin or interval[1] < -margin:
-        return "contradicted", f"off by more than {within}"
-    return NOT_VISIBLE, f"the interval reaches beyond {within}"
+        return NOT_VISIBLE, "there is no spread over seeds to hold the number against"
+    if interval[1] <= margin:
+        return "supported", ""
+    if interval[0] > margin:
+        return "contradicted", f"it is more than {margin:g} {claim.unit} above"
+    return NOT_VISIBLE, f"the interval reaches beyond {margin:g} {claim.unit}"
 
 
 # ---- Table
@@ -284,8 +286,8 @@ def table(results: Results) -> Table:
     """Every claim with its estimate, interval, corrected p, runs, smallest visible difference, and verdict."""
     found, lacking = findings(results)
     columns = [Column("Claim", left=True), Column("Where", left=True)]
-    columns += [Column(name) for name in ("Estimate", "Interval", "p", "Runs", "Visible from", "Paper")]
-    columns += [Column("Unit"), Column("Verdict", left=True)]
+    columns += [Column(name) for name in ("Estimate", "Interval", "p", "Runs", "Visible from", "Unit")]
+    columns += [Column("Paper", left=True), Column("Verdict", left=True)]
     entries, rows = [], []
     for one in found:
         claim, tested, places = one.claim, one.tested, PLACES[one.claim.unit]
@@ -294,7 +296,7 @@ def table(results: Results) -> Table:
         texts = (
             *(claim.claim, one.place, fixed(estimate.mean, places, sign=True), between(tested.interval, places)),
             *(probability(tested.p), str(one.runs), fixed(None if claim.margin else tested.visible, places)),
-            *(one.paper.replace("-", "−") or NOTHING, claim.unit),
+            *(claim.unit, one.paper or NOTHING),
         )
         entries.append((*map(Entry, texts), Entry(verdict, bold=one.verdict not in (NOT_VISIBLE, "no records"))))
         low, high = estimate.interval() or (None, None)
@@ -318,7 +320,11 @@ def table(results: Results) -> Table:
         "contradicted: it goes the other way. Intervals are corrected like p. Otherwise the study does not show a "
         "difference, which is not to show that there is none: visible from is the smallest true difference that these "
         "seeds, with this spread, show with 80 % power. The paper's number is the mean of those that it states.",
-        *(["An equality is supported where the 95 % interval lies within its margin."] if _has_margin(found) else []),
+        *(
+            ["A bound is supported where the 95 % interval ends below its margin of 10 %."]
+            if _has_margin(found)
+            else []
+        ),
         *(
             ["Open questions: the paper does not compare these; higher and lower are the first one's."]
             if _has_open(found)

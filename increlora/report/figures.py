@@ -26,7 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from increlora.glue.tasks import TASKS
 from increlora.methods.families import MATRICES, locate
@@ -305,7 +305,7 @@ def draw_figure5(data: pd.DataFrame, note: str = "", recorded: str = "") -> Figu
     fig = figure(DOUBLE, 3.4)
     axes = fig.subplots(1, len(MEASURES))
     events = sorted(set(data.loc[data["measure"] == "event", "step"]))
-    drawn = {"with": (BLUE, "with advance learning"), "without": (ORANGE, "without")}
+    drawn = {"with": (BLUE, "with advance learning"), "without": (ORANGE, "without advance learning")}
     lines: dict[str, Literal["-", "--"]] = {"active": "-", "with reserve": "--"}
     for ax, (measure, (title, *_)) in zip(axes, MEASURES.items(), strict=True):
         for step in events:
@@ -318,6 +318,7 @@ def draw_figure5(data: pd.DataFrame, note: str = "", recorded: str = "") -> Figu
                 ax.fill_between(rows["step"], rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0)
         if len(shown) and shown["low"].min() > 0 and shown["high"].max() > 20 * shown["low"].min():
             ax.set_yscale("log")
+            ax.yaxis.set_minor_formatter(NullFormatter())
         else:
             ax.set_ylim(bottom=0)
         ax.grid(axis="x", visible=False)
@@ -343,9 +344,9 @@ def recorded_gaps() -> str:
     """How much of Figure 5's gap is the frozen reserve in recordings of the authors' code, in a sentence."""
     found = {row.column: row.value for row in published.load() if row.artefact == "figure5" and row.kind == "recorded"}
     return (
-        "Recorded runs of the authors' code, last step: the norm is higher without advance learning by "
-        f"{found['norm with reserve'].lstrip('+')} with the reserve counted,\nwhich stays as it was drawn there, "
-        f"and by {found['norm'].lstrip('+')} for active components."
+        "In recorded runs of the authors' code the norm of the last step is higher without advance learning:\nby "
+        f"{found['norm with reserve'].lstrip('+')} with the reserve counted, which is frozen there, and by "
+        f"{found['norm'].lstrip('+')} for active components."
     )
 
 
@@ -587,7 +588,7 @@ def draw_training(data: pd.DataFrame, looks: Mapping[str, Look], axis: str, note
 def claim_lines(results: Results) -> pd.DataFrame:
     """Estimate, corrected interval and smallest visible difference of every claim that the study has numbers for.
 
-    A claim of equality has its margin in place of the smallest visible difference.
+    A bound has its margin in place of the smallest visible difference.
     """
     rows = []
     for one in claims.findings(results)[0]:
@@ -619,8 +620,8 @@ def draw_claims(data: pd.DataFrame) -> Figure:
             if abs(end) > limit:
                 ax.plot(np.sign(end) * limit, place, color=colour, marker="<" if end < 0 else ">", markersize=4)
         face = colour if row.verdict in filled else "white"
-        estimate = np.clip(row.estimate * scale, -limit, limit)
-        ax.plot(estimate, place, color=colour, marker="o", markerfacecolor=face)
+        if abs(row.estimate * scale) <= limit:
+            ax.plot(row.estimate * scale, place, color=colour, marker="o", markerfacecolor=face)
         if not np.isnan(row.paper):
             ax.plot(np.clip(row.paper * scale, -limit, limit), place, "kD", markersize=4, markerfacecolor="none")
         decimals = claims.PLACES[row.unit]

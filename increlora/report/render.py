@@ -44,6 +44,10 @@ _STACKED = 12
 """Columns from which a LaTeX cell has its spread below the mean, to keep the print large."""
 
 
+_LABEL = 24
+"""Characters of a label in the terminal below which it does not wrap."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One printed value: `text ± spread` and footnote marks."""
@@ -56,7 +60,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """Heading of a column, with the heading that it shares with its neighbours."""
+    """Heading of a column, with the heading that it shares with its neighbours.
+
+    Text stands to the `left`, numbers to the right. Columns of text that come first are a row's labels.
+    """
 
     title: str
     group: str = ""
@@ -231,21 +238,26 @@ def terminal(table: Table, width: int = 120, bold: bool = False) -> str:
 
 def _parts(grid: Grid, console: Console) -> list[RichTable]:
     """The grid in one piece if it fits, otherwise in several with the columns of labels repeated."""
-    labels = [i for i, column in enumerate(grid.columns) if column.left]
-    values = [i for i, column in enumerate(grid.columns) if not column.left]
+    number = next((i for i, column in enumerate(grid.columns) if not column.left), len(grid.columns))
+    labels, values = list(range(number)), list(range(number, len(grid.columns)))
     for apart in (" ±", "\n±"):
         whole = _rich(grid, [*labels, *values], apart)
-        if Measurement.get(console, console.options.update(max_width=10_000), whole).maximum <= console.width:
+        if _width(console, whole) <= console.width:
             return [whole]
     parts, chosen = [], labels
     for i in values:
         wider = _rich(grid, [*chosen, i], apart)
-        fits = Measurement.get(console, console.options.update(max_width=10_000), wider).maximum <= console.width
+        fits = _width(console, wider) <= console.width
         if not fits and chosen != labels:
             parts.append(_rich(grid, chosen, apart))
             chosen = labels
         chosen = [*chosen, i]
     return [*parts, _rich(grid, chosen, apart)]
+
+
+def _width(console: Console, table: RichTable) -> int:
+    """The least width of a table: labels wrap, but not below `_LABEL`."""
+    return Measurement.get(console, console.options.update(max_width=10_000), table).minimum
 
 
 def _rich(grid: Grid, chosen: Sequence[int], apart: str) -> RichTable:
@@ -255,7 +267,9 @@ def _rich(grid: Grid, chosen: Sequence[int], apart: str) -> RichTable:
     for i in chosen:
         column = grid.columns[i]
         heading = Text("\n".join(filter(None, (column.group, column.title))))
-        table.add_column(heading, justify="left" if column.left else "right", no_wrap=not column.left)
+        longest = max((len(row[i].text) for row in grid.rows), default=0)
+        least = min(longest, _LABEL) if column.left else None
+        table.add_column(heading, justify="left" if column.left else "right", no_wrap=not column.left, min_width=least)
     for number, row in enumerate(grid.rows):
         if number in grid.rules:
             table.add_section()

@@ -244,8 +244,8 @@ def _to_reference(
     """Each row minus the reference: the difference on every task, in full in the mean over tasks."""
     brief = tasks if has_all else tasks[:-1]
     last = ALL if has_all else tasks[-1]
-    columns = [Column("Method", left=True), Column("#Params", f"to {REFERENCE.title}")]
-    columns += [Column(TASKS[task].title, "difference") for task in brief]
+    columns = [Column("Method", left=True), Column(f"to {REFERENCE.title}", "#Params")]
+    columns += [Column("difference", TASKS[task].title) for task in brief]
     columns += _full_columns("All" if has_all else TASKS[last].title)
     rows = []
     for line, reference in pairs:
@@ -376,7 +376,7 @@ def _differences(
     stated: dict[tuple[Line, Line, str], list[Published]],
 ) -> Grid:
     places = [*tasks, *([ALL] if len(tasks) > 1 else [])]
-    columns, rows = [Column("Difference", left=True), Column("#Params", "ratio")], []
+    columns, rows = [Column("Difference", left=True), Column("ratio", "#Params")], []
     for task in places:
         columns += _full_columns("Mean" if task == ALL else TASKS[task].title)
         columns += [Column("published", TASKS[task].title)] if stated and task != ALL else []

@@ -106,7 +106,7 @@ def make_record(settings: RunSettings, good: float | None = None, concentrated: 
     Args:
         settings: of the run.
         good: part of right answers of the best checkpoint; that of `quality` if left out.
-        concentrated: give W_v, W_o and W_f1 all ranks beyond the first.
+        concentrated: give W_v, W_o and W_f1 all ranks beyond the first, and more of them.
     """
     task = TASKS[settings.task]
     good = quality(settings) if good is None else good
@@ -177,7 +177,7 @@ def _allocation(settings: RunSettings, concentrated: bool) -> dict[str, Any]:
     named = [name.rpartition("layer.")[2][2:] for name in MODULES]
     few = ("attention.self.value_proj", "attention.output.dense", "intermediate.dense")
     weights = np.array([float(name in few or not concentrated) for name in named])
-    final = start + rng.multinomial(len(MODULES), weights / weights.sum())
+    final = start + rng.multinomial(len(MODULES) * (4 if concentrated else 1), weights / weights.sum())
     advance = settings.options.get("advance_learning", True)
     points = [
         {"step": step, "A": 10.0 / (step + 1 + settings.seed), "B": 5.0 / (step + 1)}

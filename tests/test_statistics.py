@@ -75,8 +75,8 @@ def test_holm_corrects_a_table() -> None:
     given = [0.03, 0.01, 0.2, 0.013]
     tested = holm([*map(_with_p, given), Estimate(1, 5.0)])
     assert [one.p for one in tested] == [*map(pytest.approx, (0.06, 0.04, 0.2, 0.04)), None]
-    # those that are rejected leave a milder level to the others: 0.05 / (4 - 2)
-    assert [one.level for one in tested[:4]] == pytest.approx([0.025, 0.05 / 3, 0.025, 0.05 / 3])
+    # each one's level follows from how many others are rejected without it: two, none, two, one
+    assert [one.level for one in tested[:4]] == pytest.approx([0.05 / 2, 0.05 / 4, 0.05 / 2, 0.05 / 3])
     assert [one.sign for one in tested] == [0, 1, 0, 1, 0]
 
 

@@ -176,7 +176,7 @@ def _allocation(settings: RunSettings, concentrated: bool) -> dict[str, Any]:
     start = np.ones(len(MODULES), dtype=int)
     named = [name.rpartition("layer.")[2][2:] for name in MODULES]
     few = ("attention.self.value_proj", "attention.output.dense", "intermediate.dense")
-    weights = np.array([float(name in few or not concentrated) for name in named])
+    weights = np.array([1.0 if name in few or not concentrated else 0.1 for name in named])
     final = start + rng.multinomial(len(MODULES) * (4 if concentrated else 1), weights / weights.sum())
     advance = settings.options.get("advance_learning", True)
     points = [

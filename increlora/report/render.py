@@ -264,16 +264,17 @@ def _rich(grid: Grid, chosen: Sequence[int], apart: str) -> RichTable:
     table = RichTable(
         title=Text(grid.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
     )
+    cells = {i: [_rich_entry(row[i], apart) for row in grid.rows] for i in chosen}
     for i in chosen:
         column = grid.columns[i]
         heading = Text("\n".join(filter(None, (column.group, column.title))))
-        longest = max((len(row[i].text) for row in grid.rows), default=0)
-        least = min(longest, _LABEL) if column.left else None
+        longest = max(line.cell_len for text in (heading, *cells[i]) for line in text.split())
+        least = min(longest, _LABEL) if column.left else longest
         table.add_column(heading, justify="left" if column.left else "right", no_wrap=not column.left, min_width=least)
-    for number, row in enumerate(grid.rows):
+    for number, row in enumerate(zip(*cells.values(), strict=True)):
         if number in grid.rules:
             table.add_section()
-        table.add_row(*(_rich_entry(row[i], apart) for i in chosen))
+        table.add_row(*row)
     return table
 
 

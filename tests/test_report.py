@@ -452,6 +452,27 @@ def test_artefacts_that_are_left_out_are_skipped(records: Path, tmp_path: Path) 
     assert figures.build(small, records, tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("artefacts", "message"),
+    [
+        ({"headroom": {"full": "lora"}}, "artefacts.headroom.full: 'lora' has a budget; allowed: full_ft, head"),
+        ({"headroom": {"head": "heads"}}, "artefacts.headroom.head: 'heads' is unknown (did you mean 'head'?)"),
+        (
+            {"headroom": {"over_budgets": {"tasks": ["rte"], "method": "lora", "budgets": [4, 2]}}},
+            "artefacts.headroom.over_budgets.budgets: got [4, 2]; the smallest comes first",
+        ),
+        ({"training": {"method": "lora"}}, "artefacts.training.method: 'lora' allocates no ranks; allowed:"),
+        ({"variants": {"rows": ["increlora", "sqr"]}}, "artefacts.variants.rows: 'sqr' is unknown"),
+        ({"only": ["claims"]}, "artefacts: `claims` has no runs of its own"),
+    ],
+)
+def test_an_artefact_that_cannot_be_is_refused(study: Study, artefacts: dict[str, Any], message: str) -> None:
+    given = study.artefacts.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    changed = {name: {**given[name], **new} if name in given else new for name, new in artefacts.items()}
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make_study(artefacts={**given, **changed})
+
+
 # ---------------------------------------------------------------- rendering
 
 

@@ -609,19 +609,19 @@ def draw_claims(data: pd.DataFrame) -> Figure:
     """
     fig = figure(DOUBLE, 1.3 + 0.34 * len(data))
     ax = fig.subplots()
-    filled = {"supported": BLUE, "contradicted": VERMILLION, "higher": BLUE, "lower": BLUE}
-    limit = 3.0
+    drawn = {"supported": (BLUE, "o"), "contradicted": (VERMILLION, "s"), "higher": (BLUE, "o"), "lower": (BLUE, "o")}
+    limit = 30.0
     for place, row in enumerate(data.itertuples()):
         scale = (row.sign or 1) / row.visible
         ends = sorted(end * scale for end in (row.corrected_low, row.corrected_high))
-        colour = filled.get(row.verdict, "#666666")
+        colour, marker = drawn.get(row.verdict, ("#666666", "o"))
         ax.plot(np.clip(ends, -limit, limit), [place, place], color=colour, linewidth=1.2)
         for end in ends:
             if abs(end) > limit:
                 ax.plot(np.sign(end) * limit, place, color=colour, marker="<" if end < 0 else ">", markersize=4)
-        face = colour if row.verdict in filled else "white"
+        face = colour if row.verdict in drawn else "white"
         if abs(row.estimate * scale) <= limit:
-            ax.plot(row.estimate * scale, place, color=colour, marker="o", markerfacecolor=face)
+            ax.plot(row.estimate * scale, place, color=colour, marker=marker, markerfacecolor=face)
         if not np.isnan(row.paper):
             ax.plot(np.clip(row.paper * scale, -limit, limit), place, "kD", markersize=4, markerfacecolor="none")
         decimals = claims.PLACES[row.unit]
@@ -638,12 +638,14 @@ def draw_claims(data: pd.DataFrame) -> Figure:
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(range(len(data)), [plain("\n".join(textwrap.wrap(text, 44))) for text in data["claim"]])
     ax.set_ylim(len(data) - 0.4, -0.6)
-    ax.set_xlim(-limit - 0.1, limit + 0.1)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_xlim(-1.3 * limit, 1.3 * limit)
+    ax.set_xticks([-10, -1, 0, 1, 10], ["−10", "−1", "0", "1", "10"])
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("Difference the paper's way / smallest visible difference")
     handles = [
         Line2D([], [], color=BLUE, marker="o", label="supported, or an open question decided"),
-        Line2D([], [], color=VERMILLION, marker="o", label="contradicted"),
+        Line2D([], [], color=VERMILLION, marker="s", label="contradicted"),
         Line2D([], [], color="#666666", marker="o", markerfacecolor="white", label="not visible"),
         Line2D([], [], color="k", marker="D", markersize=4, markerfacecolor="none", linestyle="", label="the paper"),
     ]

@@ -45,7 +45,7 @@ def checkpoints(results: Results) -> Table:
     for line in lines:
         for task, members in places.items():
             cells = [line.on(member) for member in members]
-            values = {rule: [results.scores_at(rule).by_seed(cell) for cell in cells] for rule in CHECKPOINTS}
+            values = {rule: [results.by_rule[rule].by_seed(cell) for cell in cells] for rule in CHECKPOINTS}
             for rule in CHECKPOINTS:
                 shown = over_tasks(values[rule])
                 more = over_tasks([paired(*both) for both in zip(values["best"], values[rule], strict=True)])

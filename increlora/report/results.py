@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from increlora.report.statistics import Estimate
 from increlora.study.cells import Cell, all_cells, kind_of, make_cell, method_of, ranks_from
 from increlora.study.config import Study
 from increlora.study.settings import run_settings
-from increlora.training.record import Allocation, Checkpoint
+from increlora.training.record import CHECKPOINTS, Allocation, Checkpoint
 
 
 class Line(NamedTuple):
@@ -103,12 +103,16 @@ class Results:
         self.study = study
         self.records: Records = read_all(records_root, study)
         self.frame: pd.DataFrame = to_frame(self.records, study)
-        self.scores_at = cache(lambda checkpoint: Scores(self.frame, study.seeds, checkpoint))
+
+    @cached_property
+    def by_rule(self) -> dict[Checkpoint, Scores]:
+        """Scores by each rule of which checkpoint is shown."""
+        return {rule: Scores(self.frame, self.study.seeds, rule) for rule in CHECKPOINTS}
 
     @property
     def scores(self) -> Scores:
-        """Scores by the study's own checkpoint rule."""
-        return self.scores_at(self.study.report.checkpoint)
+        """Scores by the study's own rule."""
+        return self.by_rule[self.study.report.checkpoint]
 
     @cached_property
     def not_comparable(self) -> str | None:

@@ -27,7 +27,6 @@ from increlora.report.results import (
     tiers,
 )
 from increlora.study.cells import method_of
-from increlora.study.config import Headroom, Table1
 from increlora.study.grid import best, trials
 from increlora.training.record import CHECKPOINTS
 
@@ -103,8 +102,10 @@ BUDGET_ERRORS = 3.0
 """What the largest budget has to gain over the smallest, in standard errors."""
 
 
-def headroom(results: Results, wanted: Headroom) -> Table:
+def headroom(results: Results) -> Table:
     """Whether each task leaves room: full fine-tuning minus a trained head, the largest budget minus the smallest."""
+    wanted = results.study.artefacts.chosen.headroom
+    assert wanted is not None
     (full, head) = results.lines([(wanted.full, None), (wanted.head, None)])
     grids, rows = [], []
     grid, found = _gains(results, wanted.tasks, full, head, POINTS, ERRORS)
@@ -152,12 +153,13 @@ def _gains(
 # ---- Selection of settings
 
 
-def selection(results: Results, wanted: Table1) -> Table:
+def selection(results: Results) -> Table:
     """The trials of a grid, which of them each method takes, and which are best at the edge of what was tried."""
-    study, grid = results.study, results.study.grid
+    study, grid, shown_in = results.study, results.study.grid, results.study.artefacts.chosen.table1
     assert grid is not None
-    rule, budgets = grid.choose, {row.method: row.budgets or (None,) for row in wanted.rows}
-    tasks = averaged(wanted.tasks) if rule.metric == "all" else [rule.metric]
+    assert shown_in is not None
+    rule, budgets = grid.choose, {row.method: row.budgets or (None,) for row in shown_in.rows}
+    tasks = averaged(shown_in.tasks) if rule.metric == "all" else [rule.metric]
     entries: list[tuple[Entry, ...]] = []
     rows, rules, edges, efforts = [], [], [], []
     for origin in grid.methods:

@@ -7,7 +7,7 @@ by seed, and the p-values of a table are corrected together (`increlora.report.s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +45,7 @@ from increlora.report.results import (
     what_happened,
 )
 from increlora.report.statistics import Tested, holm
+from increlora.study import jobs
 from increlora.study.cells import method_of, ranks_from
 from increlora.study.config import Study
 
@@ -79,24 +80,9 @@ def build(study: Study, records_root: str | Path, out_dir: str | Path) -> list[P
 
 
 def tables(results: Results) -> Iterator[Table]:
-    """The study's tables; an artefact that the config leaves out is skipped."""
-    wanted = results.study.artefacts.chosen
-    if wanted.table1:
-        yield table1(results)
-    if wanted.table2:
-        yield table2(results)
-    if wanted.table3:
-        yield table3(results)
-    if wanted.variants:
-        yield variants(results)
-    if wanted.headroom:
-        yield protocol.headroom(results, wanted.headroom)
-    if wanted.claims:
-        yield claims.table(results)
-    if results.study.grid and wanted.table1:
-        yield protocol.selection(results, wanted.table1)
-    yield protocol.checkpoints(results)
-    yield protocol.cost(results)
+    """The study's tables."""
+    for name in jobs.tables(results.study):
+        yield MADE_BY[name](results)
 
 
 def show(
@@ -114,10 +100,11 @@ def show(
     Raises:
         ConfigError: the study has no table of that name.
     """
-    built = {table.name.removeprefix(f"{study.study}_"): table for table in tables(Results(study, records_root))}
-    if which is not None and which not in built:
-        raise unknown("--only", which, built)
-    return "\n".join(terminal(table, width, bold) for name, table in built.items() if which in (None, name))
+    names = list(jobs.tables(study))
+    if which is not None and which not in names:
+        raise unknown("--only", which, names)
+    results = Results(study, records_root)
+    return "\n".join(terminal(MADE_BY[name](results), width, bold) for name in names if which in (None, name))
 
 
 # ---- Differences between rows
@@ -501,3 +488,11 @@ def _table(
     ]
     tidy = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"budget": "Int64"})
     return Table(f"{results.study.study}_{name}", title, tuple(grids), tuple(notes), tidy, DECIMALS)
+
+
+MADE_BY: dict[str, Callable[[Results], Table]] = {
+    **{"table1": table1, "table2": table2, "table3": table3, "variants": variants, "headroom": protocol.headroom},
+    **{"claims": claims.table, "selection": protocol.selection, "checkpoints": protocol.checkpoints},
+    "cost": protocol.cost,
+}
+"""Every table by name."""

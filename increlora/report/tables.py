@@ -212,7 +212,9 @@ def table1(results: Results) -> Table:
         f"All: mean over {of_all}{_as_means(in_all)}." if len(in_all) > 1 else "",
         f"Differences to {REFERENCE.title} are paired by seed, at the same budget (methods without a budget: at the "
         f"largest one), on each task's number. A score is bold where its difference, corrected, is one in its favour. "
-        f"{_RULE}",
+        f"{_RULE}"
+        if pairs
+        else "",
     ]
     rows = [
         _row(results, line, place, summaries[line, place], known[line, place], params[line]) for line, place in known

@@ -167,9 +167,9 @@ def _tables(options: argparse.Namespace) -> None:
 
 
 def _published(options: argparse.Namespace) -> None:
-    from increlora.report.tables import published_table
+    from increlora.report import published
 
-    for path in published_table().write(Path(options.out)):
+    for path in published.table().write(Path(options.out)):
         print(path)
 
 
@@ -288,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     published.add_argument("--out", default="results", metavar="FOLDER")
 
     show = command("show", _show, "tables in the terminal", config=True, records=True)
-    show.add_argument("--only", metavar="TABLE", help="table1, table2, table3, selection or cost")
+    show.add_argument("--only", metavar="TABLE", help="one of them: claims, table1, cost, ...")
 
     corpus = command("corpus", _corpus, "write the built-in corpus as a folder that `datasets` loads")
     corpus.add_argument("out", metavar="FOLDER")

@@ -110,8 +110,8 @@ def test_progress_is_that_of_the_study(trainer: Trainer, tmp_path: Path, caplog:
     train(tmp_path)
     said = [record.getMessage() for record in caplog.records if "here" in record.getMessage()]
     assert [re.sub(r"\d:\d\d:\d\d", "0:00:00", line) for line in said] == [
-        "rte/lora/2/seed0  100.00  (1 of 2 here, 0:00:00 left; study smoke: 1 of 42, 0:00:00 left)",
-        "rte/lora/2/seed1  100.00  (2 of 2 here; study smoke: 2 of 42, 0:00:00 left)",
+        "rte/lora/2/seed0  100.00  (1 of 2 here, 0:00:00 left; study smoke: 1 of 46, 0:00:00 left)",
+        "rte/lora/2/seed1  100.00  (2 of 2 here; study smoke: 2 of 46, 0:00:00 left)",
     ]
 
 
@@ -171,7 +171,7 @@ def test_failures_say_which_why_where_and_what_next(
     assert f"increlora run {SMOKE} --task rte --method lora --budget 2 --seed 1" in said[4]
     log.write_text("")
     assert main(["failures", str(SMOKE)]) == 0
-    assert capsys.readouterr().out.startswith("42 runs are not finished; no run failed by itself")
+    assert capsys.readouterr().out.startswith("46 runs are not finished; no run failed by itself")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from increlora.methods.registry import METHODS
+from increlora.study import jobs
 from increlora.study.load import load_study
 from increlora.study.settings import all_runs
 from increlora.training.record import read_record
@@ -54,12 +55,13 @@ def test_every_run_has_a_valid_record(done: Path) -> None:
 
 @pytest.mark.slow
 def test_every_table_and_figure_is_there(done: Path) -> None:
-    for name in ("table1", "table2", "table3", "cost"):
+    study = load_study(SMOKE)
+    for stem in jobs.tables(study).values():
         for suffix in ("csv", "md", "tex"):
-            assert (done / f"results/smoke_{name}.{suffix}").stat().st_size > 100
-    for name in ("figure4", "figure5", "figure6", "rank_growth"):
+            assert (done / f"{stem}.{suffix}").stat().st_size > 100, stem
+    for stem in jobs.figures(study).values():
         for suffix in ("png", "pdf", "csv"):
-            assert (done / f"figures/smoke_{name}.{suffix}").stat().st_size > 100
+            assert (done / f"{stem}.{suffix}").stat().st_size > 100, stem
     with (done / "results/smoke_table1.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["status"] for row in rows} <= {"complete", "collapsed", "ok"}, {row["status"] for row in rows}

@@ -14,140 +14,18 @@ import pytest
 
 from increlora.errors import ConfigError
 from increlora.glue.tasks import TASKS
-from increlora.report import figures, frame, published, statistics, tables
+from increlora.report import figures, frame, published, tables
 from increlora.report.render import Column, Entry, Grid, Table, count, fixed, latex, latex_escape, markdown, terminal
 from increlora.report.results import Results, Scores
+from increlora.report.statistics import gini
 from increlora.report.tables import show
+from increlora.study import jobs
 from increlora.study.cells import Cell
 from increlora.study.config import Study
-from increlora.study.load import load_study
 from increlora.study.settings import all_runs, run_settings
-from increlora.training.record import Record, RecordError, write_record
+from increlora.training.record import CHECKPOINTS, RecordError
 from increlora.training.settings import RunSettings
-
-LAYERS = 2
-MODULES = [
-    f"deberta.encoder.layer.{layer}.{name}"
-    for layer in range(LAYERS)
-    for name in (
-        *("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
-        *("attention.output.dense", "intermediate.dense", "output.dense"),
-    )
-]
-PER_RANK, HEAD, TOTAL = 1000, 40, 50_000
-
-
-def make_study(backbone: str = "tiny", source: str = "builtin", **changes: Any) -> Study:
-    off = {"orth_reg_weight": 0.0, "advance_learning": False, "restart_warmup": False}
-    config: dict[str, Any] = {
-        "study": "fake",
-        "seeds": [0, 1, 2],
-        "backbone": {"name": backbone, "target_modules": ".*"},
-        "data": {"source": source},
-        "training": {"learning_rate": 1e-3},
-        "tasks": {task: {} for task in TASKS},
-        "methods": {
-            "full_ft": {"title": "Full FT"},
-            "hadapter": {"title": "HAdapter"},
-            "lora": {"title": "LoRA"},
-            "adalora": {"title": "AdaLoRA"},
-            "increlora": {"title": "IncreLoRA"},
-            "raw": {"title": "Raw & bare", "extends": "increlora", "options": off},
-            "orth": {"title": "+ OrthReg", "extends": "raw", "options": {"orth_reg_weight": 0.1}},
-            "orth_advance": {"title": "+ both", "extends": "increlora", "options": {"restart_warmup": False}},
-            "svd": {"title": "SVD", "kind": "svd_lora", "ranks_from": {"method": "increlora"}},
-            "svd_ada": {"title": "SVD (AdaLoRA)", "kind": "svd_lora", "ranks_from": {"method": "adalora"}},
-        },
-        "artefacts": {
-            "table1": {
-                "tasks": list(TASKS),
-                "rows": [
-                    {"method": "full_ft"},
-                    {"method": "hadapter", "budgets": [32, 8]},
-                    {"method": "lora", "budgets": [4, 2]},
-                    {"method": "increlora", "budgets": [4, 2]},
-                ],
-            },
-            "table2": {
-                "tasks": ["rte", "stsb"],
-                "budget": 2,
-                "rows": ["lora", "raw", "orth", "orth_advance", "increlora"],
-            },
-            "table3": {"tasks": ["sst2"], "budget": 2, "rows": ["increlora", "adalora", "svd", "svd_ada"]},
-            "figure4": {"tasks": ["rte", "stsb"], "methods": ["increlora", "lora"], "budgets": [2, 4]},
-            "figure5": {"task": "rte", "budget": 2, "with_advance": "orth_advance", "without_advance": "orth"},
-            "figure6": {"task": "sst2", "budget": 2, "methods": ["adalora", "increlora"]},
-            "rank_growth": {"task": "sst2", "budget": 2, "method": "increlora"},
-        },
-    }
-    return load_study({**config, **changes})
-
-
-def make_record(settings: RunSettings) -> dict[str, Any]:
-    """A record whose numbers depend on the settings alone."""
-    name = f"{settings.task}{settings.method}"
-    rng = np.random.default_rng([sum(map(ord, name)), settings.budget or 0, settings.seed])
-    task = TASKS[settings.task]
-    metrics = {key: float(rng.uniform(0.6, 0.95)) for key in task.metrics}
-    last = {key: value - 0.01 for key, value in metrics.items()}
-    predictions = {split: [0] for split in task.eval_splits}
-    low_rank = settings.kind not in ("full_ft", "hadapter")
-    trainable = PER_RANK * settings.budget if settings.budget else TOTAL
-    allocation = None
-    if low_rank and settings.kind != "lora":
-        start = np.ones(len(MODULES), dtype=int)
-        final = start + rng.multinomial(len(MODULES), np.full(len(MODULES), 1 / len(MODULES)))
-        allocation = {
-            "events": [],
-            "ranks": dict(zip(MODULES, final.tolist(), strict=True)),
-            "total_rank": int(final.sum()),
-            "budget_rank": 2 * len(MODULES),
-            "modules": MODULES,
-            "growth": [
-                {"step": 0, "ranks": start.tolist()},
-                {"step": 10 + settings.seed, "ranks": final.tolist()},
-            ],
-            "orthogonality": [
-                {"step": s, "A": 10.0 / (s + 1 + settings.seed), "B": 5.0 / (s + 1)} for s in (0, 10, 20)
-            ],
-        }
-
-    def scored(values: dict[str, float], step: int) -> dict[str, Any]:
-        total_rank = allocation["total_rank"] if allocation else None
-        score = {"epoch": 1.0, "train_loss": None, "score": task.score(values), "metrics": values}
-        return {"step": step, **score, "total_rank": total_rank, "trainable": trainable}
-
-    names = settings.model_dump(mode="json")
-    counted = 0 if settings.kind == "full_ft" else HEAD
-    return {
-        "run": {
-            **{key: names[key] for key in ("study", "task", "method", "kind", "budget", "seed", "protocol")},
-            **{"digest": settings.digest, "status": "completed", "reason": None, "settings": names},
-        },
-        "score": {
-            **{"best": scored(metrics, 10), "last": scored(last, 20), "baseline": 50.0, "history": []},
-            "predictions": {"best": predictions, "last": predictions},
-        },
-        "parameters": {"trainable": trainable, "head": HEAD, "total": TOTAL, "budget": trainable, "deviation": 0.0},
-        "cost": {
-            **{"wall_seconds": 2.0, "train_seconds": 1.0, "step_ms": 10.0 + 5 * (settings.kind == "increlora")},
-            **{"peak_memory_mb": 100.0, "optimizer_state": 2 * (trainable + counted), "peak_trainable": trainable},
-            **{"device": "cpu", "threads": 1, "processes": 1, "steps": 20, "examples": 100},
-        },
-        "allocation": allocation,
-        "provenance": {
-            **{"versions": {}, "commit": None, "dirty": None, "started": "", "finished": ""},
-            "data": {"source": "builtin", "fingerprint": "0", "rows": dict.fromkeys(predictions, 1)},
-            "backbone": {"name": "tiny", "fingerprint": None},
-        },
-    }
-
-
-def write(study: Study, root: Path, change: Any = lambda settings, record: record) -> None:
-    for settings in all_runs(study):
-        record = change(settings, make_record(settings))
-        if record is not None:
-            write_record(settings.record_path(root), Record.model_validate(record))
+from tests.report_helpers import PER_RANK, make_record, make_study, write
 
 
 def is_run(settings: RunSettings, task: str, method: str, budget: int | None, seed: int) -> bool:
@@ -193,55 +71,10 @@ def table1(out: Path) -> pd.DataFrame:
 def expected(study: Study, task: str, method: str, budget: int | None, keys: tuple[str, ...]) -> np.ndarray:
     """Values per seed straight from the records, in percent."""
     found = [
-        make_record(run_settings(study, Cell(task, method, budget), seed))["score"]["best"]["metrics"]
+        make_record(run_settings(study, Cell(task, method, budget), seed))["score"]["history"][0]["metrics"]
         for seed in study.seeds
     ]
     return np.array([100 * np.mean([metrics[key] for key in keys]) for metrics in found])
-
-
-# ---------------------------------------------------------------- statistics
-
-
-def test_estimate_is_students_interval() -> None:
-    values = [80.0, 82.0, 87.0]
-    found = statistics.estimate([*values, None, float("nan")])
-    half = 4.302652729911275 * np.std(values, ddof=1) / np.sqrt(3)
-    assert found.n == 3
-    assert found.mean == pytest.approx(83.0)
-    assert found.sd == pytest.approx(np.std(values, ddof=1))
-    assert (found.low, found.high) == pytest.approx((83 - half, 83 + half))
-
-
-def test_one_seed_has_no_spread() -> None:
-    assert statistics.estimate([80.0]) == statistics.Estimate(1, 80.0)
-    assert statistics.estimate([]) == statistics.Estimate(0)
-
-
-def test_the_interval_of_a_mean_over_tasks_keeps_the_tasks_apart() -> None:
-    low, high = statistics.mean_interval([[50.0, 51.0, 52.0], [90.0, 91.0, 92.0]]) or (0, 0)
-    half = 2.7764451051977987 * np.sqrt(2 / 3) / 2  # equal variances: 2 + 2 degrees of freedom
-    assert (low, high) == pytest.approx((71 - half, 71 + half))
-    # one task without any spread leaves the degrees of freedom of the other
-    low, high = statistics.mean_interval([[50.0, 50.0, 50.0], [90.0, 91.0, 92.0]]) or (0, 0)
-    half = 4.302652729911275 * np.sqrt(1 / 3) / 2
-    assert (low, high) == pytest.approx((70.5 - half, 70.5 + half))
-    assert statistics.mean_interval([[50.0, 51.0], [90.0]]) is None
-    assert statistics.mean_interval([[50.0, 50.0], [90.0, 90.0]]) == (70.0, 70.0)
-
-
-def test_the_interval_of_a_mean_over_tasks_covers() -> None:
-    """Three seeds of normal noise on tasks of very different spread: about 95 % of the intervals hold the truth."""
-    random, truth, spread = np.random.default_rng(0), np.array([50.0, 70.0, 90.0]), np.array([[1.0], [2.0], [6.0]])
-    held = 0
-    for _ in range(1000):
-        low, high = statistics.mean_interval(list(truth[:, None] + spread * random.normal(size=(3, 3)))) or (0, 0)
-        held += low <= truth.mean() <= high
-    assert 930 <= held <= 985
-
-
-def test_ratios_have_a_geometric_mean() -> None:
-    assert statistics.geometric_mean([2.0, 0.5, None, 8.0]) == pytest.approx(2.0)
-    assert statistics.geometric_mean([None]) is None
 
 
 # ---------------------------------------------------------------- records and frame
@@ -249,7 +82,7 @@ def test_ratios_have_a_geometric_mean() -> None:
 
 def test_frame_has_a_row_per_run_checkpoint_and_metric(study: Study, records: Path) -> None:
     data = frame.load(records, study)
-    assert len(data) == sum(2 * (len(TASKS[s.task].metrics) + 1) for s in all_runs(study))
+    assert len(data) == sum(len(CHECKPOINTS) * (len(TASKS[s.task].metrics) + 1) for s in all_runs(study))
     row = data[(data.task == "rte") & (data.method == "lora") & (data.budget == 2) & (data.metric == "accuracy")]
     assert row[row.checkpoint == "best"].value.tolist() == pytest.approx(
         expected(study, "rte", "lora", 2, ("accuracy",)).tolist()
@@ -266,7 +99,7 @@ def test_frame_has_a_row_per_run_checkpoint_and_metric(study: Study, records: Pa
         (lambda record: json.dumps({**record, "cost": None}), "cost"),
         (lambda record: json.dumps({**record, "run": {**record["run"], "status": "fine"}}), "run.status"),
         (lambda record: json.dumps(make_record(run_settings(make_study(), Cell("rte", "lora", 2), 1))), "seed1"),
-        (lambda record: json.dumps(record).replace('"accuracy": 0.', '"accuracy": 9.'), "accuracy"),
+        (lambda record: json.dumps(record).replace('"accuracy": 0.', '"accuracy": 9.'), "its metrics give"),
     ],
 )
 def test_malformed_record_is_an_error_that_names_the_file(
@@ -281,14 +114,14 @@ def test_malformed_record_is_an_error_that_names_the_file(
     assert str(path) in str(error.value)
 
 
-def test_stale_records_and_foreign_seeds(study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write(study, tmp_path)
-    fewer = make_study(seeds=[0, 1], training={"learning_rate": 2e-3})
+def test_stale_records_and_foreign_seeds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(make_study(only=("table3",)), tmp_path)
+    fewer = make_study(only=("table3",), seeds=[0, 1], training={"learning_rate": 2e-3})
     data = frame.load(tmp_path, fewer)
     assert set(data.seed) == {0, 1}
     assert data.stale.all()
     assert "no such method or seed" in caplog.text
-    assert "made with other settings" in show(fewer, tmp_path, "table1")
+    assert "made with other settings" in show(fewer, tmp_path, "table3")
 
 
 # ---------------------------------------------------------------- Table 1
@@ -322,43 +155,75 @@ def test_all_is_the_mean_of_eight(study: Study, table1: pd.DataFrame) -> None:
     assert row["ci_low"] < row["mean"] < row["ci_high"]
 
 
-def test_rows_are_grouped_by_budget_and_the_best_is_bold(study: Study, records: Path) -> None:
-    table = next(iter(tables.tables(Results(study, records))))
-    grid = table.grids[0]
-    labels = [row[0].text for row in grid.rows]
-    assert labels[:3] == ["Full FT", "HAdapter (d = 32)", "LoRA (r = 4)"]
-    assert grid.rules == {1, 4}
-    for column in range(2, len(grid.columns)):
-        assert not grid.rows[0][column].bold
-        for group in (range(1, 4), range(4, 7)):
-            values = [float(grid.rows[i][column].text) for i in group]
-            assert [grid.rows[i][column].bold for i in group] == [value == max(values) for value in values]
+def test_rows_are_grouped_by_budget(study: Study, records: Path) -> None:
+    measured, differences = tables.table1(Results(study, records)).grids
+    assert [row[0].text for row in measured.rows][:3] == ["Full FT", "HAdapter (d = 32)", "LoRA (r = 4)"]
+    assert measured.rules == {1, 4}
+    assert [row[0].text for row in differences.rows][:2] == ["Full FT", "HAdapter (d = 32)"]
+    assert differences.rules == {1, 3}
 
 
-def test_published_values_only_on_their_rows(table1: pd.DataFrame) -> None:
-    def cell(method: str, budget: int | None, task: str, column: str = "Acc") -> pd.Series:
+def test_bold_is_what_the_corrected_interval_sets_apart(tmp_path: Path) -> None:
+    """At r = 2 IncreLoRA is 20 points above LoRA on every task, give or take one; all else differs by chance alone."""
+
+    def change(settings: RunSettings, record: dict[str, Any]) -> dict[str, Any]:
+        is_better = (settings.method, settings.budget) == ("increlora", 2)
+        noise = np.random.default_rng([settings.seed, *map(ord, settings.label)]).normal(0, 0.01)
+        return make_record(settings, 0.6 + 0.2 * is_better + noise)
+
+    study = make_study(only=("table1",), seeds=range(5))
+    write(study, tmp_path, change)
+    table = tables.table1(Results(study, tmp_path))
+    measured, differences = table.grids
+    bold = {row[0].text: [entry.bold for entry in row] for row in measured.rows}
+    assert {label for label, marks in bold.items() if any(marks)} == {"IncreLoRA (r = 2)"}
+    assert bold["IncreLoRA (r = 2)"][-1]  # All
+    rows = table.tidy[table.tidy["column"] == "difference"].set_index(["method", "budget", "task"])
+    one = rows.loc[("increlora - lora", 2, "all")]
+    assert one["params_ratio"] == 1.0
+    assert one["p"] < one["p_corrected"] < 0.05
+    assert 0 < one["corrected_low"] < one["ci_low"] < one["mean"] < one["ci_high"] < one["corrected_high"]
+    assert one["visible"] < one["mean"]
+    excludes = (rows["corrected_low"] > 0) | (rows["corrected_high"] < 0)
+    assert (excludes == (rows["p_corrected"] <= 0.05)).all()
+    assert not excludes[excludes.index.get_level_values("method") != "increlora - lora"].any()
+    assert differences.rows[-1][-3].text.startswith("[+")
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Table]:
+    """Tables 1 to 3 on the paper's backbone and data."""
+    study = make_study(published.BACKBONE, "hub", only=("table1", "table2", "table3"))
+    root = tmp_path_factory.mktemp("paper")
+    write(study, root)
+    return {table.name: table for table in tables.tables(Results(study, root))}
+
+
+def test_published_values_only_on_their_rows(paper: dict[str, Table]) -> None:
+    table1 = paper["fake_table1"].tidy
+
+    def cell(method: str, budget: int | None, task: str, column: str = "Acc") -> str:
         rows = table1[(table1.method == method) & (table1.task == task) & (table1.column == column)]
-        return rows[rows.budget.isna() if budget is None else rows.budget == budget].iloc[0]
+        return rows[rows.budget.isna() if budget is None else rows.budget == budget].iloc[0]["published"]
 
-    assert cell("lora", 4, "rte")["published"] == 85.20  # the larger of two budgets is the 1.2M row
-    assert cell("lora", 2, "rte")["published"] == 85.56
-    assert cell("hadapter", 8, "mrpc")["published"] == 89.25
-    assert cell("full_ft", None, "rte")["published"] == 83.75  # what was read, not what was inferred
-    assert cell("increlora", 2, "sst2")["published"] == 96.26
+    assert cell("lora", 4, "rte") == "85.20"  # the larger of two budgets is the 1.2M row
+    assert cell("lora", 2, "rte") == "85.56"
+    assert cell("hadapter", 8, "mrpc") == "89.25"
+    assert cell("full_ft", None, "rte") == "83.75"  # what was read, not what was inferred
+    assert cell("increlora", 2, "sst2") == "96.26"
     known = table1[(table1.method == "increlora") & table1.published.notna()]
     assert set(known.task) == {"sst2", "rte"}
     assert set(known.budget) == {2}
     assert table1.published_source[table1.published.notna()].str.len().min() > 10
-    assert table1.difference.isna().all()  # not DeBERTaV3-base
 
 
-def test_differences_only_on_the_papers_backbone_and_data(tmp_path: Path) -> None:
-    paper = make_study(published.BACKBONE, "hub")
-    write(paper, tmp_path)
-    table = next(iter(tables.tables(Results(paper, tmp_path))))
-    shown = table.tidy[table.tidy.difference.notna()]
-    assert len(table.grids) == 3
-    assert (shown["mean"] - shown.published.astype(float)).tolist() == pytest.approx(shown.difference.tolist())
+def test_published_values_only_on_the_papers_backbone_and_data(paper: dict[str, Table], table1: pd.DataFrame) -> None:
+    table = paper["fake_table1"]
+    shown = table.tidy[table.tidy.minus_published.notna()]
+    assert len(table.grids) == 4
+    assert (shown["mean"] - shown.published.astype(float)).tolist() == pytest.approx(shown.minus_published.tolist())
+    assert table1.published.isna().all()
+    assert table1.minus_published.isna().all()
     assert published.why_not_comparable(make_study(published.BACKBONE, "builtin"))
     assert published.why_not_comparable(make_study("other", "hub"))
     part = make_study(published.BACKBONE, data={"source": "hub", "eval_rows": 100})
@@ -372,24 +237,26 @@ def test_missing_partial_collapsed_and_diverged_are_said(study: Study, tmp_path:
         if is_run(settings, "rte", "lora", 2, 1):
             return None
         if is_run(settings, "mrpc", "lora", 2, 0):
+            record = make_record(settings, 0.5)
             record["run"]["status"] = "collapsed"
-            record["score"]["best"] |= {"metrics": {"accuracy": 0.684, "f1": 0.0}, "score": 68.4}
         if is_run(settings, "qnli", "lora", 2, 2):
             record["run"]["status"] = "diverged"
-            record["score"] |= {"best": None, "last": None}
+            record["score"] |= {"history": [], "best_step": None, "test": None}
+            record["score"] |= {"predictions": {}, "test_labels": {}, "test_predictions": {}}
         return record
 
     write(study, tmp_path, change)
     paths = tables.build(study, tmp_path, tmp_path / "out")
     data = pd.read_csv(tmp_path / "out" / "fake_table1.csv")
-    data = data[(data.method == "lora") & (data.budget == 2)].set_index("task")
+    data = data[(data.method == "lora") & (data.budget == 2) & (data.column != "difference")]
+    data = data[data.column.isin(["Acc", "Mcc", "All"])].set_index("task")
     assert data.loc["cola", "status"] == "missing"
     assert data["mean"].isna()["cola"]
     assert data.loc["all", "status"] == "missing"
     assert data.loc["rte", "status"] == "partial"
     assert "seed 1 no record" in str(data.loc["rte", "note"])
     values = expected(study, "mrpc", "lora", 2, ("accuracy",))
-    assert data.loc["mrpc", "mean"] == pytest.approx(np.mean([68.4, *values[1:]]), abs=1e-4)
+    assert data.loc["mrpc", "mean"] == pytest.approx(np.mean([50.0, *values[1:]]), abs=1e-4)
     assert data.loc["mrpc", "collapsed"] == 1
     assert (data.loc["qnli", "diverged"], data.loc["qnli", "seeds"]) == (1, 2)
     text = next(path for path in paths if path.name == "fake_table1.md").read_text()
@@ -404,7 +271,7 @@ def test_missing_partial_collapsed_and_diverged_are_said(study: Study, tmp_path:
 
 
 def test_header_says_how_the_table_was_made(study: Study, records: Path) -> None:
-    notes = " ".join(next(iter(tables.tables(Results(study, records)))).notes)
+    notes = " ".join(tables.table1(Results(study, records)).notes)
     for said in (
         "Study fake",
         "tiny",
@@ -416,7 +283,7 @@ def test_header_says_how_the_table_was_made(study: Study, records: Path) -> None
     ):
         assert said in notes
     last = make_study(report={"checkpoint": "last"})
-    table = next(iter(tables.tables(Results(last, records))))
+    table = tables.table1(Results(last, records))
     assert "Checkpoint: last" in " ".join(table.notes)
     row = table.tidy[(table.tidy.method == "lora") & (table.tidy.budget == 2) & (table.tidy.task == "rte")].iloc[0]
     assert row["mean"] == pytest.approx(expected(study, "rte", "lora", 2, ("accuracy",)).mean() - 1)
@@ -425,23 +292,25 @@ def test_header_says_how_the_table_was_made(study: Study, records: Path) -> None
 def test_a_ninth_task_adds_a_column_and_changes_no_other_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """But for the correction over all differences of the table, of which there are more."""
     ninth = dataclasses.replace(TASKS["rte"], name="wnli", title="WNLI", in_all=False)
     monkeypatch.setitem(TASKS, "wnli", ninth)  # type: ignore[arg-type]
     rows = [{"method": "full_ft"}, {"method": "lora", "budgets": [4, 2]}]
     wanted = {"rows": rows, "tasks": list(TASKS)}
-    nine = make_study(data={"source": "hub"}, artefacts={"table1": wanted})
-    eight = make_study(data={"source": "hub"}, artefacts={"table1": {**wanted, "tasks": list(TASKS)[:8]}})
+    nine = make_study(published.BACKBONE, "hub", artefacts={"table1": wanted})
+    eight = make_study(published.BACKBONE, "hub", artefacts={"table1": {**wanted, "tasks": list(TASKS)[:8]}})
     write(nine, tmp_path)
-    before, after = (next(iter(tables.tables(Results(study, tmp_path)))) for study in (eight, nine))
+    before, after = (tables.table1(Results(study, tmp_path)) for study in (eight, nine))
     columns = [(column.group, column.title) for column in after.grids[0].columns]
     assert columns[-2:] == [("WNLI", "Acc"), ("", "All")]
     same = after.tidy[after.tidy["task"] != "wnli"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(before.tidy, same)
+    corrected = ["p_corrected", "corrected_low", "corrected_high", "visible"]
+    pd.testing.assert_frame_equal(before.tidy.drop(columns=corrected), same.drop(columns=corrected))
     assert same.published[same.column == "All"].tolist() == ["88.09", "88.34", "88.15"]
-    assert len(after.tidy) == len(same) + 3
+    assert len(after.tidy) == len(same) + 3 + 1
 
 
-def test_published_values_are_a_table_of_their_own(study: Study, records: Path, tmp_path: Path) -> None:
+def test_published_values_are_a_table_of_their_own(study: Study, records: Path, paper: dict[str, Table]) -> None:
     """Beside measured values they stand only where backbone and data are the paper's."""
 
     def headings(table: Table) -> set[str]:
@@ -449,13 +318,41 @@ def test_published_values_are_a_table_of_their_own(study: Study, records: Path, 
 
     for table in tables.tables(Results(study, records)):
         assert "published" not in headings(table)
-    paper = make_study(published.BACKBONE, "hub")
-    write(paper, tmp_path)
-    found = {table.name: headings(table) for table in tables.tables(Results(paper, tmp_path))}
-    assert "published" in found["fake_table2"] & found["fake_table3"]
-    text = markdown(tables.published_table())
-    for value in ("88.09", "96.26", "+1.81", "> 0, large", "Two values, Full FT, RTE: 83.75"):
+    assert "published" in headings(paper["fake_table2"]) & headings(paper["fake_table3"])
+    text = markdown(published.table())
+    for value in ("88.09", "96.26", "+1.81", "> 0, large", "Two values, Full FT, RTE: 83.75", "+0.979"):
         assert value in text
+
+
+def test_what_choosing_on_the_rows_shown_is_worth(study: Study, out: Path) -> None:
+    """The best checkpoint is 1 point above the last, and the same on development and test split."""
+    rows = pd.read_csv(out / "fake_checkpoints.csv").set_index(["method", "budget", "task", "checkpoint"]).sort_index()
+    one = rows.loc[("lora", 2, "rte")]
+    assert one["best_minus"]["last"] == pytest.approx(1.0)
+    assert one["best_minus"]["test"] == pytest.approx(0.0)
+    assert one["mean"]["crossfit"] == pytest.approx(one["mean"]["best"], abs=1e-3)
+    assert one["mean"]["last"] == pytest.approx(expected(study, "rte", "lora", 2, ("accuracy",)).mean() - 1)
+    assert rows.loc[("increlora", 2, "all", "last"), "mean"] < rows.loc[("increlora", 2, "all", "best"), "mean"]
+
+
+def test_headroom_is_points_and_errors_of_the_paired_difference(tmp_path: Path) -> None:
+    """RTE has room, CoLA has too few points; LoRA's budget matters on RTE."""
+    better = {"rte": {"full_ft": 0.2, "lora": 0.0}, "cola": {"full_ft": 0.03}}
+
+    def change(settings: RunSettings, record: dict[str, Any]) -> dict[str, Any]:
+        gain = better[settings.task].get(settings.method, 0.0) + 0.05 * (settings.budget == 4)
+        return make_record(settings, 0.6 + gain + 0.01 * settings.seed * (settings.method in ("full_ft", "lora")))
+
+    study = make_study(only=("headroom",))
+    write(study, tmp_path, change)
+    table = {table.name: table for table in tables.tables(Results(study, tmp_path))}["fake_headroom"]
+    rows = table.tidy.set_index(["row", "task"])
+    gains = rows.loc[("Full FT − Head only", "rte")]
+    assert gains["difference"] == pytest.approx(21.0)  # 20, 21 and 22 points
+    assert gains["error"] == pytest.approx(1 / np.sqrt(3))
+    assert gains["errors"] == pytest.approx(21 * np.sqrt(3))
+    assert rows["room"].tolist() == [True, False, None]  # no spread between LoRA's budgets: nothing is known
+    assert "No room: Full FT − Head only, CoLA." in table.notes
 
 
 def test_selection_marks_the_trial_taken_and_the_edges(tmp_path: Path) -> None:
@@ -471,7 +368,7 @@ def test_selection_marks_the_trial_taken_and_the_edges(tmp_path: Path) -> None:
     def change(settings: RunSettings, record: dict[str, Any]) -> dict[str, Any]:
         if settings.task == "rte":
             value = scores[settings.method] + (0.25 if (settings.method, settings.budget) == ("increlora_3", 4) else 0)
-            record["score"]["best"] |= {"metrics": {"accuracy": value}, "score": 100 * value}
+            return make_record(settings, value)
         return record
 
     write(study, tmp_path, change)
@@ -481,14 +378,15 @@ def test_selection_marks_the_trial_taken_and_the_edges(tmp_path: Path) -> None:
     # IncreLoRA's last rate is not taken, but it is the best at one of the budgets
     assert rows_by.index[rows_by["at_edge"].notna()].tolist() == ["lora_3", "increlora_3"]
     assert "LoRA 4e-3 (learning_rate)" in " ".join(table.notes)
+    assert "Effort: LoRA 3 trials, 36 runs, 0.02 hours" in " ".join(table.notes)
     assert "the trial with the highest RTE, mean over the method's budgets" in " ".join(table.notes)
 
 
 # ---------------------------------------------------------------- Tables 2, 3 and cost
 
 
-def test_ablation_differences_are_paired_and_beside_the_published(study: Study, records: Path) -> None:
-    table = {table.name: table for table in tables.tables(Results(study, records))}["fake_table2"]
+def test_ablation_differences_are_paired_and_beside_the_published(study: Study, paper: dict[str, Table]) -> None:
+    table = paper["fake_table2"]
     rows = table.tidy[(table.tidy.column == "difference") & (table.tidy.task == "rte")].set_index("method")
     assert set(rows.index) == {"raw - lora", "orth - raw", "orth_advance - orth", "orth_advance - raw", *MORE}
     assert rows.published["orth - raw"] == "+1.81"
@@ -504,6 +402,12 @@ def test_ablation_differences_are_paired_and_beside_the_published(study: Study, 
 MORE = ("increlora - orth_advance", "increlora - lora")
 
 
+def test_variants_are_held_against_the_first(out: Path) -> None:
+    rows = pd.read_csv(out / "fake_variants.csv")
+    assert set(rows[rows.column == "difference"].method) == {"sqrt - increlora"}
+    assert set(rows[rows.column == "difference"].task) == {"rte", "cola", "all"}
+
+
 def test_a_pair_needs_both_seeds() -> None:
     """Seeds 0 and 1 of one method, 1 and 2 of the other: one pair, and no spread."""
     values = {("lora", 0): 1.0, ("lora", 1): 2.0, ("adalora", 1): 4.0, ("adalora", 2): 8.0}
@@ -513,15 +417,17 @@ def test_a_pair_needs_both_seeds() -> None:
         for (method, seed), value in values.items()
         for metric in ("accuracy", "score")
     ]
-    found = Scores(pd.DataFrame(rows), (0, 1, 2), "best").difference(Cell("rte", "adalora", 2), Cell("rte", "lora", 2))
+    found = Scores(pd.DataFrame(rows), (0, 1, 2), "best").difference(
+        *([Cell("rte", method, 2)] for method in ("adalora", "lora"))
+    )
     assert (found.estimate.n, found.estimate.mean, found.estimate.sd) == (1, 2.0, None)
     assert found.missing == (0, 2)
 
 
-def test_retrained_distributions_beside_the_dynamic_runs(study: Study, records: Path) -> None:
-    table = {table.name: table for table in tables.tables(Results(study, records))}["fake_table3"]
+def test_retrained_distributions_beside_the_dynamic_runs(paper: dict[str, Table]) -> None:
+    table = paper["fake_table3"]
     rows = table.tidy[table.tidy.column == "difference"].set_index("method")
-    assert rows.published.to_dict() == {"svd - svd_ada": "> 0", "svd - increlora": "< 0", "svd_ada - adalora": "< 0"}
+    assert rows.published.to_dict() == {"svd - svd_ada": "> 0", "increlora - svd": "> 0", "adalora - svd_ada": "> 0"}
 
 
 def test_costs_beside_the_papers_formulas(out: Path) -> None:
@@ -530,7 +436,9 @@ def test_costs_beside_the_papers_formulas(out: Path) -> None:
     assert rows.paper_numbers[("increlora", 2)] == 3 * PER_RANK * 3
     assert rows.state_without_head[("lora", 2)] == 2 * PER_RANK * 2  # the head's moments are taken off
     assert rows.together[("lora", 2)] == rows.paper_numbers[("lora", 2)]
+    assert rows.formula_ratio[("increlora", 2)] == pytest.approx(2 / 3, abs=1e-3)
     assert rows.step_ratio[("increlora", 4)] == 1.5
+    assert rows.step_more_ms[("increlora", 4)] == 5.0
     assert rows.step_ratio[("hadapter", 32)] == 1.0
 
 
@@ -538,9 +446,31 @@ def test_artefacts_that_are_left_out_are_skipped(records: Path, tmp_path: Path) 
     rows = {"rows": [{"method": "lora", "budgets": [2]}], "tasks": ["rte"]}
     small = make_study(artefacts={"table1": rows})
     built = {path.name for path in tables.build(small, records, tmp_path)}
-    assert built == {f"fake_{name}.{suffix}" for name in ("table1", "cost") for suffix in ("csv", "md", "tex")}
+    assert built == {
+        f"fake_{name}.{suffix}" for name in ("table1", "checkpoints", "cost") for suffix in ("csv", "md", "tex")
+    }
     assert figures.build(small, records, tmp_path) == []
-    assert pd.read_csv(tmp_path / "fake_table1.csv").published.tolist() == [85.56]
+
+
+@pytest.mark.parametrize(
+    ("artefacts", "message"),
+    [
+        ({"headroom": {"full": "lora"}}, "artefacts.headroom.full: 'lora' has a budget; allowed: full_ft, head"),
+        ({"headroom": {"head": "heads"}}, "artefacts.headroom.head: 'heads' is unknown (did you mean 'head'?)"),
+        (
+            {"headroom": {"over_budgets": {"tasks": ["rte"], "method": "lora", "budgets": [4, 2]}}},
+            "artefacts.headroom.over_budgets.budgets: got [4, 2]; the smallest comes first",
+        ),
+        ({"training": {"method": "lora"}}, "artefacts.training.method: 'lora' allocates no ranks; allowed:"),
+        ({"variants": {"rows": ["increlora", "sqr"]}}, "artefacts.variants.rows: 'sqr' is unknown"),
+        ({"only": ["claims"]}, "artefacts: `claims` has no runs of its own"),
+    ],
+)
+def test_an_artefact_that_cannot_be_is_refused(study: Study, artefacts: dict[str, Any], message: str) -> None:
+    given = study.artefacts.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    changed = {name: {**given[name], **new} if name in given else new for name, new in artefacts.items()}
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make_study(artefacts={**given, **changed})
 
 
 # ---------------------------------------------------------------- rendering
@@ -581,6 +511,7 @@ def test_show_fits_the_terminal(study: Study, records: Path) -> None:
     one = show(study, records, "table1", bold=True)
     assert "\033[1m" in one
     assert "Table 2" not in one
+    assert "Claims of the paper" in show(study, records, "claims")
     with pytest.raises(ConfigError, match="table1"):
         show(study, records, "tabel1")
 
@@ -599,7 +530,9 @@ def test_too_wide_a_grid_is_continued_below() -> None:
 
 
 def test_figures_come_with_their_numbers(study: Study, built: list[Path], out: Path) -> None:
-    names = ("figure4", "figure5", "figure6", "rank_growth")
+    names = map(Path, (*jobs.tables(study).values(), *jobs.figures(study).values()))
+    assert {path.stem for path in built} == {name.name for name in names} | {"fake_runs"}
+    names = jobs.figures(study)
     assert {f"fake_{n}.{suffix}" for n in names for suffix in ("csv", "png", "pdf")} <= {path.name for path in built}
     four = pd.read_csv(out / "fake_figure4.csv").set_index(["task", "method", "budget"])
     assert four["mean"]["rte", "lora", 2] == pytest.approx(expected(study, "rte", "lora", 2, ("accuracy",)).mean())
@@ -609,8 +542,17 @@ def test_figures_come_with_their_numbers(study: Study, built: list[Path], out: P
     assert six["rank"]["increlora", 2, "W_f2"] == pytest.approx(np.mean(ranks), abs=1e-4)
     assert six.groupby("method")["rank"].sum().tolist() == pytest.approx([24.0, 24.0], abs=1e-2)
     five = pd.read_csv(out / "fake_figure5.csv")
-    start = five[(five.factor == "A") & (five.step == 0) & (five.advance == "with")].iloc[0]
+    five = five.set_index(["measure", "components", "advance", "step"])
+    start = five.loc[("A", "active", "with", 0)]
     assert (start["low"], start["high"]) == pytest.approx((10 / 3, 10.0))
+    assert five.loc[("norm", "with reserve", "without", 20), "mean"] == pytest.approx(1.03)
+    assert {step for measure, *_, step in five.index if measure == "event"} == {10, 11, 12}
+    spread = six.loc[("increlora", 1, "W_q")]
+    assert spread["gini"] == pytest.approx(np.mean([gini(list(one["ranks"].values())) for one in found]), abs=1e-6)
+    assert spread["largest"] == pytest.approx(np.mean([max(one["ranks"].values()) for one in found]), abs=1e-2)
+    training = pd.read_csv(out / "fake_training.csv")
+    quantities = training.groupby("method").quantity.agg(set).to_dict()
+    assert quantities == {"increlora": {"total_rank", "penalty", "score", "event"}, "lora": {"score"}}
     growth = pd.read_csv(out / "fake_rank_growth.csv").groupby("step")["rank"].sum()
     assert growth.index.tolist() == [0, 10, 11, 12, 20]  # seeds grow at 10, 11 and 12; training ends at 20
     assert growth.tolist() == pytest.approx([12, 16, 20, 24, 24], abs=1e-2)
@@ -622,7 +564,7 @@ def test_figures_come_with_their_numbers(study: Study, built: list[Path], out: P
 def test_figure_without_records_says_so(study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     built = figures.build(study, tmp_path / "none", tmp_path / "out")
     assert all(path.stat().st_size > 0 for path in built)
-    for name in ("figure4", "figure5", "figure6", "rank_growth"):
+    for name in ("figure4", "figure5", "figure6", "rank_growth", "training", "claims"):
         assert f"fake_{name}: no records for" in caplog.text
     assert tables.build(study, tmp_path / "none", tmp_path / "out")
 
@@ -632,10 +574,10 @@ def test_titles_are_no_formulas(records: Path, tmp_path: Path) -> None:
     title = r"$x_$ \n {0} `b` | *c* <d> %"
     methods = make_study().model_dump(mode="json", exclude_unset=True)["methods"]
     methods["increlora"]["title"] = title
-    study = make_study(methods=methods)
+    study = make_study(methods=methods, only=("table1", "figure6", "rank_growth", "training"))
     assert figures.build(study, records, tmp_path)
     assert title in show(study, records, "cost", width=300)
-    text = markdown(next(iter(tables.tables(Results(study, records)))))
+    text = markdown(tables.table1(Results(study, records)))
     assert r"$x_$ \\n {0} \`b\` \| \*c\* \<d> %" in text
 
 
@@ -645,13 +587,13 @@ def test_figures_with_a_part_of_the_records(study: Study, tmp_path: Path) -> Non
         return None if gone or settings.seed else record
 
     write(study, tmp_path, change)
-    assert len(figures.build(study, tmp_path, tmp_path / "out")) == 12
+    assert len(figures.build(study, tmp_path, tmp_path / "out")) == 18
     assert pd.read_csv(tmp_path / "out" / "fake_figure4.csv").ci_low.isna().all()
 
 
 def test_two_builds_are_the_same_bytes(study: Study, records: Path, built: list[Path], tmp_path: Path) -> None:
     again = build_all(study, records, tmp_path)
-    assert len(built) == 12 + 12 + 1
+    assert len(built) == 8 * 3 + 6 * 3 + 1
     assert [a.name for a, b in zip(built, again, strict=True) if a.read_bytes() != b.read_bytes()] == []
 
 
@@ -660,7 +602,7 @@ def test_two_builds_are_the_same_bytes(study: Study, records: Path, built: list[
 
 def test_published_values_are_well_formed() -> None:
     for row in published.load():
-        assert row.kind in ("read", "inferred", "ordering", "unpublished")
+        assert row.kind in ("read", "inferred", "recorded", "ordering", "unpublished")
         assert row.source.strip()
         assert (row.number is None) == (row.kind in ("ordering", "unpublished"))
         if row.artefact == "table1":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from increlora.report import figures, frame, tables
+from increlora.report import figures, frame, published, tables
 from increlora.study import jobs
 from increlora.study.cells import kind_of
 from increlora.study.config import Study
@@ -44,7 +44,7 @@ def test_tables_come_from_the_records(study: Study, tmp_path: Path) -> None:
     write_csv(plan(study), tmp_path / f"{study.study}_plan.csv")
     frame.write_runs(RECORDS, study, tmp_path)
     tables.build(study, RECORDS, tmp_path)
-    tables.published_table().write(tmp_path)
+    published.table().write(tmp_path)
     built = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(built) > 10
     committed = {path.name: path.read_bytes() for path in (ROOT / "results").glob("*.*")}

@@ -22,7 +22,7 @@ from tests.study_helpers import ROOT, SMOKE, fake_record
 
 pytest.importorskip("snakemake")
 pytestmark = pytest.mark.workflow
-RUNS = 42  # of config/smoke.yaml, two in each cell
+RUNS = 46  # of config/smoke.yaml, two in each cell
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

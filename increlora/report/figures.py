@@ -1,47 +1,91 @@
-"""Figures 4-6 of the paper and the growth of ranks, from records alone.
+"""Figures 4-6 of the paper, and those of this package: growth of ranks, training, and the claims. From records alone.
 
 Each figure has a function that collects its numbers into a tidy frame, and one that draws them. The frame is written as
 CSV and is all that gets drawn, so the CSV beside a figure holds exactly what the figure shows.
+
+No text is below 8 pt at the printed size, fonts are embedded as TrueType, and there are no time stamps: the same
+numbers give the same bytes. Colour and marker of a method stand in its registry entry and are the same in every figure.
 """
 
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from matplotlib import style as matplotlib_style
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from increlora.glue.tasks import TASKS
 from increlora.methods.families import MATRICES, locate
 from increlora.methods.method import Look
-from increlora.report import published, statistics, style
+from increlora.report import claims, published, statistics
 from increlora.report.frame import write_csv
-from increlora.report.render import count
+from increlora.report.render import between, count, fixed
 from increlora.report.results import Results
-from increlora.study.cells import Cell
-from increlora.study.config import Figure4, Figure5, Figure6, RankGrowth, Study
-from increlora.training.record import Allocation
+from increlora.study.cells import Cell, make_cell, method_of
+from increlora.study.config import Figure4, Figure5, Figure6, RankGrowth, Study, TrainingCurves
 
 log = logging.getLogger(__name__)
 
 DECIMALS = {
-    **dict.fromkeys(("mean", "sd", "ci_low", "ci_high", "low", "high"), 6),
-    **{"params_mean": 1, "rank": 4},
+    **dict.fromkeys(("mean", "sd", "ci_low", "ci_high", "low", "high", "gini", "entropy"), 6),
+    **{"params_mean": 1, "rank": 4, "largest": 2},
+    **dict.fromkeys(("estimate", "corrected_low", "corrected_high", "visible", "paper"), 6),
 }
+
+SINGLE, DOUBLE = 3.35, 6.9
+"""Widths of a column and of a page, in inches."""
+DPI = 300
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
+    *("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
+)
+"""Okabe and Ito's colours, which can be told apart with colour-blindness."""
+MAP = "cividis"
+"""Sequential, perceptually uniform, the same for colour-blind eyes."""
+
+RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.hashsalt": "increlora",
+}
+
+
 _MATH = {name: f"$W_{{{name[2:]}}}$" for name in MATRICES}
 _MATRIX_COLOURS = {
-    **{"W_q": style.SKY, "W_k": style.BLUE, "W_v": style.GREEN, "W_qkv": style.PURPLE},
-    **{"W_o": style.YELLOW, "W_f1": style.ORANGE, "W_f2": style.VERMILLION},
+    **{"W_q": SKY, "W_k": BLUE, "W_v": GREEN, "W_qkv": PURPLE},
+    **{"W_o": YELLOW, "W_f1": ORANGE, "W_f2": VERMILLION},
 }
 
 
@@ -57,13 +101,13 @@ def build(study: Study, records_root: str | Path, out_dir: str | Path) -> list[P
     for name, what, data, draw in _figures(results):
         stem = Path(out_dir) / f"{study.study}_{name}"
         paths.append(write_csv(data, stem.with_name(f"{stem.name}.csv"), DECIMALS))
-        with style.context():
+        with context():
             if data.empty:
                 log.warning("%s: no records for %s", stem.name, what)
                 fig = nothing(f"no records for {what}\n(study {study.study})")
             else:
                 fig = draw(data)
-        paths += style.save(fig, stem)
+        paths += save(fig, stem)
     return paths
 
 
@@ -76,14 +120,15 @@ def _figures(results: Results) -> Iterator[tuple[str, str, pd.DataFrame, Callabl
         draw = partial(
             draw_figure4,
             tasks=four.tasks,
-            looks=style.looks(study, four.methods),
+            looks=looks(study, four.methods),
             references=_references(results, four),
             note=f"{study.report.checkpoint} checkpoint",
         )
         yield "figure4", what, figure4(results, four), draw
     if five := wanted.figure5:
         what = f"{_titles(results, (five.with_advance, five.without_advance))} {_where(five)}"
-        yield "figure5", what, figure5(results, five), partial(draw_figure5, note=_where(five))
+        draw = partial(draw_figure5, note=_where(five), recorded=recorded_gaps())
+        yield "figure5", what, figure5(results, five), draw
     if six := wanted.figure6:
         titles = {method: study.title(method) for method in six.methods}
         draw = partial(draw_figure6, titles=titles, note=_where(six))
@@ -92,9 +137,16 @@ def _figures(results: Results) -> Iterator[tuple[str, str, pd.DataFrame, Callabl
         what = f"{study.title(growth.method)} {_where(growth)}"
         draw = partial(draw_rank_growth, budget=_budget_rank(results, growth), note=what)
         yield "rank_growth", what, rank_growth(results, growth), draw
+    if curves := wanted.training:
+        what = f"{_titles(results, (curves.method, curves.reference))} {_where(curves)}"
+        variants = (curves.method, curves.reference)
+        draw = partial(draw_training, looks=looks(study, variants), axis=TASKS[curves.task].axis, note=_where(curves))
+        yield "training", what, training(results, curves), draw
+    if wanted.claims:
+        yield "claims", "any claim of the paper", claim_lines(results), draw_claims
 
 
-def _where(wanted: Figure5 | Figure6 | RankGrowth) -> str:
+def _where(wanted: Figure5 | Figure6 | RankGrowth | TrainingCurves) -> str:
     return f"on {TASKS[wanted.task].title}, average rank {wanted.budget}"
 
 
@@ -115,7 +167,7 @@ def figure4(results: Results, wanted: Figure4) -> pd.DataFrame:
             continue
         (line,) = results.lines([(method, budget)])
         params = results.mean_over_tasks("trainable", [task], line)
-        numbers = (estimate.mean, estimate.sd, estimate.low, estimate.high, estimate.n)
+        numbers = (estimate.mean, estimate.sd, *(estimate.interval() or (None, None)), estimate.n)
         rows.append((task, method, results.study.title(method), budget, params, *numbers))
     names = ("task", "method", "title", "budget", "params_mean", "mean", "sd", "ci_low", "ci_high", "seeds")
     return pd.DataFrame(rows, columns=list(names)).astype(dict.fromkeys(names[4:-1], float))
@@ -142,7 +194,7 @@ def draw_figure4(
     """Score against the budget: a panel per task, 95 % intervals over seeds, each method's parameters below."""
     budgets = sorted(set(data["budget"]))
     methods = list(dict.fromkeys(data["method"]))
-    fig = style.figure(style.DOUBLE if len(tasks) > 1 else style.SINGLE, 2.6 + 0.14 * len(methods))
+    fig = figure(DOUBLE if len(tasks) > 1 else SINGLE, 2.6 + 0.14 * len(methods))
     axes = fig.subplots(1, len(tasks), squeeze=False)[0]
     for ax, task in zip(axes, tasks, strict=True):
         for number, method in enumerate(methods):
@@ -201,91 +253,139 @@ def _below(ax: Axes, place: float, line: int, text: str, colour: str) -> None:
 
 # ---- Figure 5
 
+MEASURES = {
+    "A": (r"$\|AA^\top - I\|_F^2$, mean over modules", "A", "A_with_reserve"),
+    "B": (r"$\|B^\top B - I\|_F^2$, mean over modules", "B", "B_with_reserve"),
+    "norm": ("Norm, mean over all A and B\n(what the authors' code logs)", "norm", "norm_with_reserve"),
+}
+"""Panels of Figure 5: title, and the fields of a record for active components and with the reserve."""
+
 
 def figure5(results: Results, wanted: Figure5) -> pd.DataFrame:
-    """Orthogonality over training: mean, least and greatest over seeds, per step, variant and factor (A, B)."""
-    for method in (wanted.with_advance, wanted.without_advance):
-        if not _allocations(results, wanted.task, method, wanted.budget):
+    """Orthogonality over training: mean, least and greatest over seeds, by measure, components, variant and step.
+
+    Rows of the measure `event` are the steps at which ranks grew in some run.
+    """
+    rows = []
+    for advance, method in (("with", wanted.with_advance), ("without", wanted.without_advance)):
+        found = results.allocations(Cell(wanted.task, method, wanted.budget))
+        if not found:
             log.warning("figure5: no records of %s on %s at budget %s", method, wanted.task, wanted.budget)
-    rows = [
-        {"factor": factor, "advance": advance, "method": method, "step": point.step, "loss": getattr(point, factor)}
-        for advance, method in (("with", wanted.with_advance), ("without", wanted.without_advance))
-        for allocation in _allocations(results, wanted.task, method, wanted.budget).values()
-        for point in allocation.orthogonality or ()
-        for factor in ("A", "B")
-    ]
-    keys = ["factor", "advance", "method", "step"]
+        for allocation in found.values():
+            about = {"advance": advance, "method": method}
+            rows += [
+                {"measure": measure, "components": components, **about, "step": one.step, "loss": getattr(one, name)}
+                for one in allocation.orthogonality
+                for measure, (_, *names) in MEASURES.items()
+                for components, name in zip(("active", "with reserve"), names, strict=True)
+            ]
+            rows += [
+                {"measure": "event", "components": "", **about, "step": event.step, "loss": 0.0}
+                for event in allocation.events
+            ]
+    return _over_seeds(rows, ["measure", "components", "advance", "method", "step"], "loss")
+
+
+def _over_seeds(rows: list[dict[str, Any]], keys: list[str], value: str) -> pd.DataFrame:
+    """Mean, least and greatest over seeds of a value."""
     if not rows:
         return pd.DataFrame(columns=[*keys, "mean", "low", "high", "seeds"])
-    groups = pd.DataFrame(rows).groupby(keys, sort=True)["loss"]
+    groups = pd.DataFrame(rows).groupby(keys, sort=True)[value]
     return groups.agg(mean="mean", low="min", high="max", seeds="count").reset_index()
 
 
-def draw_figure5(data: pd.DataFrame, note: str = "") -> Figure:
-    """Orthogonality of A and of B over training: mean over seeds, band from the least to the greatest."""
-    fig = style.figure(style.DOUBLE, 2.6)
-    axes = fig.subplots(1, 2, sharey=True)
-    drawn: dict[str, tuple[str, Literal["-", "--"], str]] = {
-        "with": (style.VERMILLION, "-", "with advance learning"),
-        "without": (style.BLUE, "--", "without advance learning"),
-    }
-    norms = {"A": r"$\|AA^\top - I\|_F^2$", "B": r"$\|B^\top B - I\|_F^2$"}
-    for ax, factor in zip(axes, ("A", "B"), strict=True):
-        for advance, (colour, line, _) in drawn.items():
-            rows = data[(data["factor"] == factor) & (data["advance"] == advance)].sort_values("step")
-            ax.fill_between(rows["step"], rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0)
+def draw_figure5(data: pd.DataFrame, note: str = "", recorded: str = "") -> Figure:
+    """Orthogonality over training, mean over seeds: active components and with the reserve; events of growth marked.
+
+    Args:
+        data: from `figure5`.
+        note: where, for the legend.
+        recorded: what recordings of the authors' code show, below the panels.
+    """
+    fig = figure(DOUBLE, 3.4)
+    axes = fig.subplots(1, len(MEASURES))
+    events = sorted(set(data.loc[data["measure"] == "event", "step"]))
+    drawn = {"with": (BLUE, "with advance learning"), "without": (ORANGE, "without advance learning")}
+    lines: dict[str, Literal["-", "--"]] = {"active": "-", "with reserve": "--"}
+    for ax, (measure, (title, *_)) in zip(axes, MEASURES.items(), strict=True):
+        for step in events:
+            ax.axvline(step, color="#BBBBBB", linewidth=0.5, zorder=0)
+        shown = data[data["measure"] == measure]
+        for (advance, (colour, _)), (components, line) in product(drawn.items(), lines.items()):
+            rows = shown[(shown["components"] == components) & (shown["advance"] == advance)].sort_values("step")
             ax.plot(rows["step"], rows["mean"], color=colour, linestyle=line)
-        ax.set_title(norms[factor])
+            if components == "active":
+                ax.fill_between(rows["step"], rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0)
+        if len(shown) and shown["low"].min() > 0 and shown["high"].max() > 20 * shown["low"].min():
+            ax.set_yscale("log")
+            ax.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            ax.set_ylim(bottom=0)
+        ax.grid(axis="x", visible=False)
+        ax.set_title(title, fontsize=8)
         ax.set_xlabel("Step")
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.set_xlim(left=0)
-    axes[0].set_ylabel("Orthogonality loss,\nmean over modules")
-    positive = data[["low", "mean"]].to_numpy(dtype=float).min() > 0
-    if positive and data["high"].max() > 20 * data["low"].min():
-        axes[0].set_yscale("log")
-    else:
-        axes[0].set_ylim(bottom=0)
+    present = set(data["advance"])
     handles = [
-        Line2D(
-            [],
-            [],
-            color=colour,
-            linestyle=line,
-            label=label if (data["advance"] == advance).any() else f"{label}: no records",
-        )
-        for advance, (colour, line, label) in drawn.items()
+        Line2D([], [], color=colour, label=label if advance in present else f"{label}: no records")
+        for advance, (colour, label) in drawn.items()
     ]
+    handles += [Line2D([], [], color="k", linestyle=line, label=name) for name, line in lines.items()]
+    handles += [Line2D([], [], color="#BBBBBB", linewidth=0.8, label="ranks grow")] if events else []
     seeds = int(data["seeds"].max())
     _legend(fig, handles, f"{note}; {_seeds(seeds)}" + (", band: least to greatest" if seeds > 1 else ""))
+    if recorded:
+        fig.supxlabel(plain(recorded), fontsize=8)
     return fig
+
+
+def recorded_gaps() -> str:
+    """How much of Figure 5's gap is the frozen reserve in recordings of the authors' code, in a sentence."""
+    found = {row.column: row.value for row in published.load() if row.artefact == "figure5" and row.kind == "recorded"}
+    return (
+        "In recorded runs of the authors' code the norm of the last step is higher without advance learning:\nby "
+        f"{found['norm with reserve'].lstrip('+')} with the reserve counted, which is frozen there, and by "
+        f"{found['norm'].lstrip('+')} for active components."
+    )
 
 
 # ---- Figure 6
 
 
 def figure6(results: Results, wanted: Figure6) -> pd.DataFrame:
-    """Final rank of every module, mean over seeds: one row per method, layer (from 1) and matrix."""
+    """Final rank of every module, mean over seeds: one row per method, layer (from 1) and matrix.
+
+    How concentrated a method's ranks are stands in each of its rows, mean over seeds: their Gini coefficient, their
+    entropy as a part of the most there can be, and the largest rank.
+    """
     rows = []
     for method in wanted.methods:
-        found = _allocations(results, wanted.task, method, wanted.budget)
+        found = results.allocations(Cell(wanted.task, method, wanted.budget))
         ranks = [allocation.ranks for allocation in found.values()]
         if not ranks:
             log.warning("figure6: no ranks of %s on %s at budget %s", method, wanted.task, wanted.budget)
+        spread = [
+            statistics.estimate(measure(one.values()) for one in ranks).mean
+            for measure in (statistics.gini, statistics.evenness, max)
+        ]
         for module in dict.fromkeys(name for one in ranks for name in one):
             place = locate(module)
             if place is None:
                 log.warning("figure6: %s is none of the six matrices of a layer; left out", module)
                 continue
             mean = statistics.estimate(one.get(module, 0) for one in ranks).mean
-            rows.append((method, results.study.title(method), place.layer + 1, place.matrix, module, mean, len(ranks)))
-    return pd.DataFrame(rows, columns=["method", "title", "layer", "matrix", "module", "rank", "seeds"])
+            about = (method, results.study.title(method), place.layer + 1, place.matrix, module)
+            rows.append((*about, mean, *spread, len(ranks)))
+    names = ("method", "title", "layer", "matrix", "module", "rank", "gini", "entropy", "largest", "seeds")
+    return pd.DataFrame(rows, columns=list(names))
 
 
 def draw_figure6(data: pd.DataFrame, titles: Mapping[str, str], note: str = "") -> Figure:
     """Final ranks as heat maps side by side on one colour scale, the numbers in the cells."""
     layers = sorted(set(data["layer"]))
-    fig = style.figure(style.DOUBLE, 1.1 + 0.23 * len(layers))
-    fig.suptitle(style.plain(f"Final ranks {note}"), fontsize=8)
+    fig = figure(DOUBLE, 1.3 + 0.23 * len(layers))
+    fig.suptitle(plain(f"Final ranks {note}"), fontsize=8)
     matrices = [name for name in MATRICES if (data["matrix"] == name).any()]
     axes = fig.subplots(1, len(titles), squeeze=False)[0]
     low, high = float(data["rank"].min()), float(data["rank"].max())
@@ -294,12 +394,14 @@ def draw_figure6(data: pd.DataFrame, titles: Mapping[str, str], note: str = "") 
     for ax, (method, title) in zip(axes, titles.items(), strict=True):
         rows = data[data["method"] == method]
         if rows.empty:
-            ax.set_title(style.plain(title))
+            ax.set_title(plain(title))
             _no_records(ax)
             continue
         grid = rows.pivot(index="layer", columns="matrix", values="rank").reindex(index=layers, columns=matrices)
         seeds = int(rows["seeds"].max())
-        ax.set_title(style.plain(f"{title} ({_seeds(seeds)})"))
+        first = rows.iloc[0]
+        spread = f"Gini {first['gini']:.2f}, entropy {first['entropy']:.2f}, largest {first['largest']:.1f}"
+        ax.set_title(plain(f"{title} ({_seeds(seeds)})\n{spread}"), fontsize=8)
         ax.set_xticks(range(len(matrices)), [_MATH[name] for name in matrices])
         ax.set_yticks(range(len(layers)), [str(layer) for layer in layers])
         ax.set_ylabel("Layer" if image is None else "")
@@ -312,7 +414,7 @@ def draw_figure6(data: pd.DataFrame, titles: Mapping[str, str], note: str = "") 
 
 
 def _heat_map(ax: Axes, grid: pd.DataFrame, low: float, high: float, whole: bool) -> AxesImage:
-    image = ax.imshow(grid.to_numpy(dtype=float), cmap=style.MAP, vmin=low, vmax=high, aspect="auto")
+    image = ax.imshow(grid.to_numpy(dtype=float), cmap=MAP, vmin=low, vmax=high, aspect="auto")
     ax.grid(visible=False)
     ax.tick_params(length=0)
     for spine in ax.spines.values():
@@ -334,7 +436,7 @@ def rank_growth(results: Results, wanted: RankGrowth) -> pd.DataFrame:
     last step is the end of training.
     """
     tracks = []
-    for seed, allocation in _allocations(results, wanted.task, wanted.method, wanted.budget).items():
+    for seed, allocation in results.allocations(Cell(wanted.task, wanted.method, wanted.budget)).items():
         places = [place for place in map(locate, allocation.modules) if place is not None]
         points = {point.step: point.ranks for point in allocation.growth or ()}
         if not points or len(places) < len(allocation.modules):
@@ -358,13 +460,13 @@ def rank_growth(results: Results, wanted: RankGrowth) -> pd.DataFrame:
 
 def _budget_rank(results: Results, wanted: RankGrowth) -> float | None:
     """Total rank that the growth figure's runs were to reach."""
-    found = _allocations(results, wanted.task, wanted.method, wanted.budget).values()
+    found = results.allocations(Cell(wanted.task, wanted.method, wanted.budget)).values()
     return statistics.estimate(allocation.budget_rank for allocation in found).mean
 
 
 def draw_rank_growth(data: pd.DataFrame, budget: float | None = None, note: str = "") -> Figure:
     """Growth of ranks over training: total by kind of matrix (stacked), and by layer (heat map)."""
-    fig = style.figure(style.DOUBLE, 2.9)
+    fig = figure(DOUBLE, 2.9)
     left, right = fig.subplots(1, 2)
     seeds = int(data["seeds"].iloc[0])
     by_matrix = data.pivot_table(index="step", columns="matrix", values="rank", aggfunc="sum")
@@ -403,7 +505,7 @@ def draw_rank_growth(data: pd.DataFrame, budget: float | None = None, note: str 
     edges = by_layer.columns.to_numpy(dtype=float)
     layers = by_layer.index.to_numpy()
     mesh = right.pcolormesh(
-        edges, np.append(layers, layers[-1] + 1) - 0.5, by_layer.to_numpy()[:, :-1], cmap=style.MAP, rasterized=True
+        edges, np.append(layers, layers[-1] + 1) - 0.5, by_layer.to_numpy()[:, :-1], cmap=MAP, rasterized=True
     )
     right.grid(visible=False)
     right.invert_yaxis()
@@ -415,24 +517,148 @@ def draw_rank_growth(data: pd.DataFrame, budget: float | None = None, note: str 
     bar.outline.set_visible(False)
     for ax in (left, right):
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    fig.suptitle(style.plain(f"{note}; {_seeds(seeds)}"), fontsize=8)
+    fig.suptitle(plain(f"{note}; {_seeds(seeds)}"), fontsize=8)
+    return fig
+
+
+# ---- Training
+
+
+def training(results: Results, wanted: TrainingCurves) -> pd.DataFrame:
+    """Total rank, weighted regulariser and development score at the evaluations of training, over seeds.
+
+    The reference has a score only. Rows of the quantity `event` are the steps at which ranks grew in some run.
+    """
+    rows = []
+    for method in (wanted.method, wanted.reference):
+        cell = make_cell(results.study, wanted.task, method, wanted.budget)
+        about = {"method": method, "title": results.study.title(method)}
+        for record in filter(None, (results.records.get(cell, seed) for seed in results.study.seeds)):
+            quantities = ("score",) if method == wanted.reference else tuple(CURVES)
+            rows += [
+                {"quantity": quantity, **about, "step": entry.step, "value": getattr(entry, quantity)}
+                for entry in record.score.history
+                for quantity in quantities
+                if getattr(entry, quantity) is not None
+            ]
+            if method == wanted.method and record.allocation:
+                events = record.allocation.events
+                rows += [{"quantity": "event", **about, "step": event.step, "value": 0.0} for event in events]
+    return _over_seeds(rows, ["quantity", "method", "title", "step"], "value")
+
+
+CURVES = {"total_rank": "Total rank", "penalty": "Weighted regulariser", "score": "Score"}
+"""Panels of the figure of training, by the fields of an evaluation."""
+
+
+def draw_training(data: pd.DataFrame, looks: Mapping[str, Look], axis: str, note: str = "") -> Figure:
+    """A panel for each of `CURVES`: mean over seeds, band from the least to the greatest, events of growth marked."""
+    fig = figure(DOUBLE, 2.7)
+    events = sorted(set(data.loc[data["quantity"] == "event", "step"]))
+    for ax, (quantity, label) in zip(fig.subplots(1, len(CURVES)), CURVES.items(), strict=True):
+        for step in events:
+            ax.axvline(step, color="#BBBBBB", linewidth=0.5, zorder=0)
+        for number, (method, look) in enumerate(looks.items()):
+            rows = data[(data["quantity"] == quantity) & (data["method"] == method)].sort_values("step")
+            ax.fill_between(rows["step"], rows["low"], rows["high"], color=look.colour, alpha=0.2, linewidth=0)
+            ax.plot(rows["step"], rows["mean"], color=look.colour, linestyle="--" if number else "-")
+        ax.set_title(label)
+        ax.set_ylabel(f"Development set: {axis}" if quantity == "score" else "")
+        ax.set_xlabel("Step")
+        ax.grid(axis="x", visible=False)
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        ax.set_xlim(left=0)
+        if quantity != "score":
+            ax.set_ylim(bottom=0)
+    titles = dict(zip(data["method"], data["title"], strict=True))
+    handles = [
+        Line2D([], [], color=look.colour, linestyle="--" if number else "-", label=plain(titles[method]))
+        for number, (method, look) in enumerate(looks.items())
+        if method in titles
+    ]
+    handles += [Line2D([], [], color="#BBBBBB", linewidth=0.8, label="ranks grow")] if events else []
+    seeds = int(data["seeds"].max())
+    _legend(fig, handles, f"{note}; {_seeds(seeds)}" + (", band: least to greatest" if seeds > 1 else ""))
+    return fig
+
+
+# ---- Claims
+
+
+def claim_lines(results: Results) -> pd.DataFrame:
+    """Estimate, corrected interval and smallest visible difference of every claim that the study has numbers for.
+
+    A bound has its margin in place of the smallest visible difference.
+    """
+    rows = []
+    for one in claims.findings(results)[0]:
+        claim, tested = one.claim, one.tested
+        interval, visible = tested.interval, claim.margin or tested.visible
+        if interval and visible:
+            numbers = (tested.estimate.mean, *interval, visible, one.effect)
+            rows.append((claim.name, claim.claim, one.place, claim.unit, claim.sign, *numbers, one.verdict))
+    names = ("name", "claim", "place", "unit", "sign", "estimate", "corrected_low", "corrected_high", "visible")
+    return pd.DataFrame(rows, columns=[*names, "paper", "verdict"])
+
+
+def draw_claims(data: pd.DataFrame) -> Figure:
+    """A forest plot: the claims' estimates with corrected intervals, as multiples of the smallest visible difference.
+
+    So claims of different units share an axis, on which the paper's way is to the right, and 1 is where 80 % of such
+    studies would have seen a difference.
+    """
+    fig = figure(DOUBLE, 1.3 + 0.34 * len(data))
+    ax = fig.subplots()
+    drawn = {"supported": (BLUE, "o"), "contradicted": (VERMILLION, "s"), "higher": (BLUE, "o"), "lower": (BLUE, "o")}
+    limit = 30.0
+    for place, row in enumerate(data.itertuples()):
+        scale = (row.sign or 1) / row.visible
+        ends = sorted(end * scale for end in (row.corrected_low, row.corrected_high))
+        colour, marker = drawn.get(row.verdict, ("#666666", "o"))
+        ax.plot(np.clip(ends, -limit, limit), [place, place], color=colour, linewidth=1.2)
+        for end in ends:
+            if abs(end) > limit:
+                ax.plot(np.sign(end) * limit, place, color=colour, marker="<" if end < 0 else ">", markersize=4)
+        face = colour if row.verdict in drawn else "white"
+        if abs(row.estimate * scale) <= limit:
+            ax.plot(row.estimate * scale, place, color=colour, marker=marker, markerfacecolor=face)
+        if not np.isnan(row.paper):
+            ax.plot(np.clip(row.paper * scale, -limit, limit), place, "kD", markersize=4, markerfacecolor="none")
+        decimals = claims.PLACES[row.unit]
+        interval = between((row.corrected_low, row.corrected_high), decimals)
+        ax.annotate(
+            plain(f"{fixed(row.estimate, decimals, sign=True)} {interval} {row.unit}"),
+            (1.01, place),
+            xycoords=ax.get_yaxis_transform(),
+            va="center",
+            annotation_clip=False,
+        )
+    for at in (-1, 1):
+        ax.axvline(at, color="#999999", linestyle=":", linewidth=1)
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_yticks(range(len(data)), [plain("\n".join(textwrap.wrap(text, 44))) for text in data["claim"]])
+    ax.set_ylim(len(data) - 0.4, -0.6)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_xlim(-1.3 * limit, 1.3 * limit)
+    ax.set_xticks([-10, -1, 0, 1, 10], ["−10", "−1", "0", "1", "10"])
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("Difference the paper's way / smallest visible difference")
+    handles = [
+        Line2D([], [], color=BLUE, marker="o", label="supported, or an open question decided"),
+        Line2D([], [], color=VERMILLION, marker="s", label="contradicted"),
+        Line2D([], [], color="#666666", marker="o", markerfacecolor="white", label="not visible"),
+        Line2D([], [], color="k", marker="D", markersize=4, markerfacecolor="none", linestyle="", label="the paper"),
+    ]
+    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return fig
 
 
 # ---- What they share
 
 
-def _allocations(results: Results, task: str, method: str, budget: int) -> dict[int, Allocation]:
-    """The allocation block of each seed that has one."""
-    records = {seed: results.records.get(Cell(task, method, budget), seed) for seed in results.study.seeds}
-    return {seed: record.allocation for seed, record in records.items() if record and record.allocation}
-
-
 def _legend(fig: Figure, handles: Sequence[Line2D], note: str) -> None:
     """A legend above the panels, where it covers no data, with a line on what is shown."""
-    fig.legend(
-        handles=handles, loc="outside upper center", ncols=len(handles), title=style.plain(note), title_fontsize=8
-    )
+    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), title=plain(note), title_fontsize=8)
 
 
 def _no_records(ax: Axes) -> None:
@@ -445,11 +671,48 @@ def _seeds(number: int) -> str:
 
 
 def _handle(look: Look, label: str) -> Line2D:
-    return Line2D([], [], color=look.colour, marker=look.marker, label=style.plain(label))
+    return Line2D([], [], color=look.colour, marker=look.marker, label=plain(label))
 
 
 def nothing(message: str) -> Figure:
     """A page that says why there is no figure."""
-    fig = style.figure(style.SINGLE, 1.2)
-    fig.text(0.5, 0.5, style.plain(message), ha="center", va="center", wrap=True)
+    fig = figure(SINGLE, 1.2)
+    fig.text(0.5, 0.5, plain(message), ha="center", va="center", wrap=True)
     return fig
+
+
+def looks(study: Study, variants: Iterable[str]) -> dict[str, Look]:
+    """Colour and marker of some variants: those of their methods, or further ones where a method occurs again."""
+    further = [Look(colour, marker) for marker in "*hd>" for colour in (PURPLE, ORANGE, SKY, BLACK)]
+    chosen: dict[str, Look] = {}
+    for variant in variants:
+        own = method_of(study, variant).look
+        chosen[variant] = own if own not in chosen.values() else further[len(chosen) % len(further)]
+    return chosen
+
+
+def context() -> AbstractContextManager[None]:
+    """Matplotlib's defaults and `RC`, whatever the user's own matplotlibrc says."""
+    return matplotlib_style.context(["default", RC])
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches, apart from pyplot's global state."""
+    fig = Figure(figsize=(width, height))
+    FigureCanvasAgg(fig)
+    return fig
+
+
+def plain(text: str) -> str:
+    """Text that Matplotlib prints as it stands: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def save(fig: Figure, stem: Path) -> list[Path]:
+    """Writes ``<stem>.png`` and ``<stem>.pdf`` without time stamps or versions in them."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf")]
+    with context():
+        fig.savefig(paths[0], dpi=DPI, metadata={"Software": None})
+        fig.savefig(paths[1], metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return paths

@@ -1,7 +1,8 @@
 """The papers' values, as data with their source (`published.csv`).
 
 Every row says whether its value was *read* in a paper, *inferred* from values that were, or is an *ordering* stated
-without a number. What is not in the file is not known, and no table guesses it. All of it is DeBERTaV3-base on GLUE.
+without a number; *recorded* ones come from runs of the authors' code. What is not in the file is not known, and no
+table guesses it. All but the recorded ones are DeBERTaV3-base on GLUE.
 Comparisons of rows stand there too, in the order in which tables print them; those that only this package makes are
 *unpublished*.
 """
@@ -13,6 +14,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+import pandas as pd
+
+from increlora.glue.tasks import TASKS
+from increlora.methods.registry import METHODS
+from increlora.report.render import NOTHING, Column, Entry, Grid, Table
 from increlora.study.config import Study
 
 BACKBONE = "microsoft/deberta-v3-base"
@@ -42,7 +48,7 @@ class Published:
         params: #Params as printed, empty if not known.
         task, column: where in the table, as in `increlora.glue.tasks` (task `all` is the mean).
         value: as printed.
-        kind: `read`, `inferred`, `ordering` or `unpublished`.
+        kind: `read`, `inferred`, `recorded`, `ordering` or `unpublished`.
         source: which paper, where.
     """
 
@@ -58,7 +64,7 @@ class Published:
 
     @property
     def number(self) -> float | None:
-        return float(self.value) if self.kind in ("read", "inferred") else None
+        return float(self.value) if self.kind in ("read", "inferred", "recorded") else None
 
 
 @cache
@@ -119,3 +125,53 @@ def why_not_comparable(study: Study) -> str | None:
     elif study.data.train_rows or study.data.eval_rows:
         reasons.append("only a part of each data set is used")
     return " and ".join(reasons) or None
+
+
+def table() -> Table:
+    """The values of the papers, which are not those of a study: another backbone, and GLUE itself."""
+    eight = [task for task in TASKS.values() if task.in_all]
+    places = [*((task.name, column) for task in eight for column in task.columns), (ALL, "All")]
+    values = [row for row in load() if row.artefact == "table1" and row.method in METHODS]
+    entries = []
+    for method, label in dict.fromkeys((row.method, row.budget_label) for row in values):
+        found = [next((row.value for row in find("table1", method, label, *place)), NOTHING) for place in places]
+        size = printed_params(method, label) or (NOTHING if label == "none" else label)
+        entries.append((Entry(METHODS[method].title), Entry(size), *map(Entry, found)))
+    headings = [Column("Method", left=True), Column("#Params")]
+    headings += [Column(column, TASKS[task].title if task in TASKS else "") for task, column in places]
+    said = [row for row in load() if row not in values and row.kind != "unpublished"]
+    stated = [
+        tuple(map(Entry, (row.artefact.replace("e", "e ").capitalize(), _what(row), _task(row), row.value)))
+        for row in said
+    ]
+    columns = [Column(name, left=True) for name in ("Where", "What", "Task", "Value")]
+    grids = (
+        Grid(f"{TITLE}, GLUE development sets", tuple(headings), tuple(entries)),
+        Grid("Stated in the text, or recorded from the authors' code", tuple(columns), tuple(stated)),
+    )
+    sources = dict.fromkeys(row.source for row in (*values, *said))
+    notes = (f"{NOTHING}: not known.", *_two_values(), f"Sources: {'; '.join(sources)}.")
+    tidy = pd.DataFrame([vars(row) for row in (*values, *said)])
+    return Table("published", "Published values", grids, notes, tidy, {})
+
+
+def _what(row: Published) -> str:
+    is_no_score = row.task not in TASKS or row.column not in TASKS[row.task].columns
+    return f"{row.method}: {row.column}" if is_no_score else row.method
+
+
+def _task(row: Published) -> str:
+    return TASKS[row.task].title if row.task in TASKS else "–"
+
+
+def _two_values() -> list[str]:
+    said = []
+    for place in dict.fromkeys((row.method, row.budget_label, row.task, row.column) for row in load()):
+        found = find("table1", *place)
+        title = f"{METHODS[place[0]].title}, {TASKS[place[2]].title}" if len(found) > 1 else ""
+        said += [
+            f"Two values, {title}: {found[0].value} ({found[0].source}) and {other.value} ({other.source})."
+            for other in found[1:]
+            if other.value != found[0].value
+        ]
+    return said

@@ -44,6 +44,10 @@ _STACKED = 12
 """Columns from which a LaTeX cell has its spread below the mean, to keep the print large."""
 
 
+_LABEL = 24
+"""Characters of a label in the terminal below which it does not wrap."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One printed value: `text ± spread` and footnote marks."""
@@ -56,7 +60,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """Heading of a column, with the heading that it shares with its neighbours."""
+    """Heading of a column, with the heading that it shares with its neighbours.
+
+    Text stands to the `left`, numbers to the right. Columns of text that come first are a row's labels.
+    """
 
     title: str
     group: str = ""
@@ -105,6 +112,21 @@ def fixed(value: float | None, places: int, sign: bool = False) -> str:
     value = round(value, places) or 0.0  # no "−0.00"
     text = f"{value:+.{places}f}" if sign and value else f"{value:.{places}f}"
     return text.replace("-", "−")
+
+
+def between(interval: tuple[float, float] | None, places: int) -> str:
+    """An interval with signs, or a dash."""
+    return NOTHING if interval is None else f"[{', '.join(fixed(end, places, sign=True) for end in interval)}]"
+
+
+def probability(p: float | None) -> str:
+    """A p-value as papers print it: 0.012, <0.001."""
+    return "<0.001" if p is not None and p < 0.001 else fixed(p, 3)
+
+
+def times(ratio: float | None) -> str:
+    """A ratio, or a dash: 1.25×."""
+    return NOTHING if ratio is None else f"{ratio:.2f}×"
 
 
 def count(value: float | None) -> str:
@@ -216,16 +238,16 @@ def terminal(table: Table, width: int = 120, bold: bool = False) -> str:
 
 def _parts(grid: Grid, console: Console) -> list[RichTable]:
     """The grid in one piece if it fits, otherwise in several with the columns of labels repeated."""
-    labels = [i for i, column in enumerate(grid.columns) if column.left]
-    values = [i for i, column in enumerate(grid.columns) if not column.left]
+    number = next((i for i, column in enumerate(grid.columns) if not column.left), len(grid.columns))
+    labels, values = list(range(number)), list(range(number, len(grid.columns)))
     for apart in (" ±", "\n±"):
         whole = _rich(grid, [*labels, *values], apart)
-        if Measurement.get(console, console.options.update(max_width=10_000), whole).maximum <= console.width:
+        if _width(console, whole) <= console.width:
             return [whole]
     parts, chosen = [], labels
     for i in values:
         wider = _rich(grid, [*chosen, i], apart)
-        fits = Measurement.get(console, console.options.update(max_width=10_000), wider).maximum <= console.width
+        fits = _width(console, wider) <= console.width
         if not fits and chosen != labels:
             parts.append(_rich(grid, chosen, apart))
             chosen = labels
@@ -233,18 +255,26 @@ def _parts(grid: Grid, console: Console) -> list[RichTable]:
     return [*parts, _rich(grid, chosen, apart)]
 
 
+def _width(console: Console, table: RichTable) -> int:
+    """The least width of a table: labels wrap, but not below `_LABEL`."""
+    return Measurement.get(console, console.options.update(max_width=10_000), table).minimum
+
+
 def _rich(grid: Grid, chosen: Sequence[int], apart: str) -> RichTable:
     table = RichTable(
         title=Text(grid.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
     )
+    cells = {i: [_rich_entry(row[i], apart) for row in grid.rows] for i in chosen}
     for i in chosen:
         column = grid.columns[i]
         heading = Text("\n".join(filter(None, (column.group, column.title))))
-        table.add_column(heading, justify="left" if column.left else "right", no_wrap=not column.left)
-    for number, row in enumerate(grid.rows):
+        longest = max(line.cell_len for text in (heading, *cells[i]) for line in text.split())
+        least = min(longest, _LABEL) if column.left else longest
+        table.add_column(heading, justify="left" if column.left else "right", no_wrap=not column.left, min_width=least)
+    for number, row in enumerate(zip(*cells.values(), strict=True)):
         if number in grid.rules:
             table.add_section()
-        table.add_row(*(_rich_entry(row[i], apart) for i in chosen))
+        table.add_row(*row)
     return table
 
 

@@ -1,4 +1,4 @@
-"""A study together with its records: the rows of its tables, and what the seeds say about each entry.
+"""A study together with its records: the rows of its tables, what the seeds say, and what a reader has to know.
 
 A run that *collapsed* (constant predictions) counts with the score that it has: it is what the method did. A run that
 *diverged* counts with what it scored before, if the shown checkpoint has a score, and else is missing from the mean.
@@ -8,21 +8,26 @@ Either is said; neither is dropped in silence.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from increlora.glue.tasks import TASKS
+from increlora.methods.method import Component
+from increlora.methods.registry import METHODS, REFERENCE
 from increlora.report import published, statistics
 from increlora.report.frame import Records, read_all, to_frame
+from increlora.report.render import Entry, Grid, fixed
 from increlora.report.statistics import Estimate
-from increlora.study.cells import Cell, kind_of, make_cell, method_of
+from increlora.study.cells import Cell, all_cells, kind_of, make_cell, method_of, ranks_from
 from increlora.study.config import Study
+from increlora.study.settings import run_settings
+from increlora.training.record import CHECKPOINTS, Allocation, Checkpoint
 
 
 class Line(NamedTuple):
@@ -98,7 +103,16 @@ class Results:
         self.study = study
         self.records: Records = read_all(records_root, study)
         self.frame: pd.DataFrame = to_frame(self.records, study)
-        self.scores = Scores(self.frame, study.seeds, study.report.checkpoint)
+
+    @cached_property
+    def by_rule(self) -> dict[Checkpoint, Scores]:
+        """Scores by each rule of which checkpoint is shown."""
+        return {rule: Scores(self.frame, self.study.seeds, rule) for rule in CHECKPOINTS}
+
+    @property
+    def scores(self) -> Scores:
+        """Scores by the study's own rule."""
+        return self.by_rule[self.study.report.checkpoint]
 
     @cached_property
     def not_comparable(self) -> str | None:
@@ -112,6 +126,13 @@ class Results:
         head = runs["head"].where(runs["trainable"] < runs["total"], 0)  # full fine-tuning counts its head as trained
         state = runs["optimizer_state"] - 2 * head
         return runs.assign(state_without_head=state.where(state >= 0))
+
+    @cached_property
+    def numbers_per_rank(self) -> float | None:
+        """m of the paper's memory formulas: the numbers that one rank in every module adds, by the reference's runs."""
+        runs = self.runs[(self.runs["kind"] == REFERENCE.kind) & self.runs["budget"].notna()]
+        ratios = runs["trainable"].astype(float) / runs["budget"].astype(float)
+        return None if ratios.dropna().empty else float(ratios.median())
 
     def lines(self, wanted: Iterable[tuple[str, int | None]], name_budget: bool = True) -> list[Line]:
         """The rows of a table, in the given order; budgets of methods without one are dropped.
@@ -143,6 +164,66 @@ class Results:
             )
         return lines
 
+    def main_lines(self) -> tuple[tuple[str, ...], list[Line]]:
+        """Tasks and rows of Table 1, grouped by budget; of all cells in a study without it."""
+        if wanted := self.study.artefacts.chosen.table1:
+            tasks = wanted.tasks
+            lines = self.lines((row.method, budget) for row in wanted.rows for budget in (row.budgets or (None,)))
+        else:
+            tasks = tuple(dict.fromkeys(cell.task for cell in all_cells(self.study)))
+            lines = self.lines((cell.variant, cell.budget) for cell in all_cells(self.study))
+        return tasks, sorted(lines, key=lambda line: -1 if line.tier is None else line.tier)
+
+    def roles(self, artefact: str) -> tuple[tuple[str, ...], dict[str, list[Line]]]:
+        """Tasks of an artefact, and its rows by what they are in the paper's claims, lowest budget first.
+
+        Rows of Table 1 and Figures 4 and 6 are called after their method; in Table 2 after the components that are on,
+        in Table 3 after their ranks, in Figure 5 `with` and `without`.
+        """
+        wanted = getattr(self.study.artefacts.chosen, artefact)
+        found: dict[str, list[Line]] = {}
+        if wanted is None:
+            return (), found
+        match artefact:
+            case "table1":
+                tasks, lines = self.main_lines()
+                for line in sorted(lines, key=lambda line: line.budget or 0):
+                    found.setdefault(line.published_method, [line])
+            case "table2" | "table3":
+                tasks, role = wanted.tasks, self._ablated if artefact == "table2" else self._retrained
+                for line in self.lines(((row, wanted.budget) for row in wanted.rows), name_budget=False):
+                    found.setdefault(role(line), [line])
+            case "figure4":
+                tasks = wanted.tasks
+                for line in self.lines((row, budget) for row in wanted.methods for budget in sorted(wanted.budgets)):
+                    found.setdefault(line.published_method, []).append(line)
+            case "figure5":
+                tasks, pair = (wanted.task,), {"with": wanted.with_advance, "without": wanted.without_advance}
+                found = {role: self.lines([(variant, wanted.budget)]) for role, variant in pair.items()}
+            case _:
+                tasks = (wanted.task,)
+                for line in self.lines((row, wanted.budget) for row in wanted.methods):
+                    found.setdefault(line.published_method, [line])
+        return tasks, {role: lines for role, lines in found.items() if role}
+
+    def components(self, line: Line) -> dict[Component, bool]:
+        """The parts of the row's method that can be switched off, and whether they are on."""
+        settings = run_settings(self.study, line.on(next(iter(self.study.tasks))), self.study.seeds[0])
+        return {part: part.is_on(settings.options) for part in METHODS[settings.kind].components}
+
+    def _ablated(self, line: Line) -> str:
+        parts = self.components(line)
+        on = [part.name for part, is_on in parts.items() if is_on]
+        if not parts:
+            return line.published_method
+        return "raw" if not on else "full" if len(on) == len(parts) else "_".join(on)
+
+    def _retrained(self, line: Line) -> str:
+        source = ranks_from(self.study, line.variant)
+        if source is None:
+            return line.published_method
+        return f"svd_{kind_of(self.study, source.method)}" if source.transform == "none" else source.transform
+
     def _family(self, variant: str) -> str:
         """Variants whose equal budgets mean the same: average ranks, or the widths of one kind of adapter."""
         unit = method_of(self.study, variant).budget
@@ -160,6 +241,44 @@ class Results:
         means = runs.assign(value=pd.to_numeric(runs[column]).astype(float)).groupby("task")["value"].mean().dropna()
         return float(np.mean(means)) if len(means) else None
 
+    def allocations(self, cell: Cell) -> dict[int, Allocation]:
+        """The allocation block of each seed that has one."""
+        records = {seed: self.records.get(cell, seed) for seed in self.study.seeds}
+        return {seed: record.allocation for seed, record in records.items() if record and record.allocation}
+
+
+def averaged(tasks: Iterable[str]) -> list[str]:
+    """Of some tasks those that count in "All"."""
+    return [task for task in tasks if TASKS[task].in_all]
+
+
+def reference_of(lines: Iterable[Line], line: Line) -> Line | None:
+    """The reference at the row's budget; for a method without budgets, at the largest one."""
+    found = (one for one in lines if one.published_method == REFERENCE.kind and one.tier == (line.tier or 0))
+    return next(found, None)
+
+
+def tiers(lines: Sequence[Line]) -> frozenset[int]:
+    """The rows at which another budget begins."""
+    return frozenset(i for i in range(1, len(lines)) if lines[i].tier != lines[i - 1].tier)
+
+
+def paired(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    """The difference at each seed that both have."""
+    return {seed: one[seed] - other[seed] for seed in one if seed in other}
+
+
+def over_tasks(values: Sequence[Mapping[int, float]]) -> Estimate:
+    """The mean over tasks of each task's values by seed.
+
+    The sd is that of the per-seed means over tasks (seeds that every task has), `n` the fewest seeds of a task.
+    """
+    if len(values) == 1:
+        return statistics.estimate(values[0].values())
+    common = set.intersection(*map(set, values)) if values else set()
+    per_seed = statistics.estimate(float(np.mean([found[seed] for found in values])) for seed in sorted(common))
+    return replace(statistics.mean_of([found.values() for found in values]), sd=per_seed.sd)
+
 
 class Scores:
     """Scores of a study at one checkpoint rule.
@@ -167,10 +286,10 @@ class Scores:
     Args:
         frame: as `increlora.report.frame.load` returns it.
         seeds: the study's seeds.
-        checkpoint: `best` or `last`.
+        checkpoint: which number of a run is shown, see `Record.shown`.
     """
 
-    def __init__(self, frame: pd.DataFrame, seeds: Sequence[int], checkpoint: str):
+    def __init__(self, frame: pd.DataFrame, seeds: Sequence[int], checkpoint: Checkpoint):
         self.seeds = tuple(seeds)
         self._values: dict[tuple[Cell, int], dict[str, float]] = {}
         self._status: dict[tuple[Cell, int], str] = {}
@@ -197,25 +316,13 @@ class Scores:
         return self._summary(statistics.estimate(values.values()), [cell], tuple(values))
 
     def over_tasks(self, cells: Sequence[Cell]) -> Summary:
-        """The mean over tasks of each task's mean over seeds, where every task has a value.
+        """The mean over tasks of each task's mean over seeds, where every task has a value."""
+        return self._summary(over_tasks([self.by_seed(cell) for cell in cells]), cells)
 
-        The sd is that of the per-seed means over tasks (seeds that every task has), `estimate.n` the smallest number of
-        seeds of a task.
-        """
-        values = [self.by_seed(cell) for cell in cells]
-        if not values or not all(values):
-            return self._summary(Estimate(0), cells)
-        common = [seed for seed in self.seeds if all(seed in found for found in values)]
-        per_seed = statistics.estimate(float(np.mean([found[seed] for found in values])) for seed in common)
-        low, high = statistics.mean_interval([found.values() for found in values]) or (None, None)
-        mean = float(np.mean([np.mean(list(found.values())) for found in values]))
-        return self._summary(Estimate(min(map(len, values)), mean, per_seed.sd, low, high), cells)
-
-    def difference(self, one: Cell, other: Cell, column: str | None = None) -> Summary:
-        """`one - other`, paired by seed."""
-        first, second = self.by_seed(one, column), self.by_seed(other, column)
-        common = [seed for seed in self.seeds if seed in first and seed in second]
-        return self._summary(statistics.estimate(first[seed] - second[seed] for seed in common), [one, other])
+    def difference(self, ones: Sequence[Cell], others: Sequence[Cell]) -> Summary:
+        """`ones - others`, cells of the same tasks: paired by seed on each task, then the mean over tasks."""
+        pairs = [paired(self.by_seed(one), self.by_seed(other)) for one, other in zip(ones, others, strict=True)]
+        return self._summary(over_tasks(pairs), [*ones, *others])
 
     def _summary(self, estimate: Estimate, cells: Sequence[Cell], scored: tuple[int, ...] = ()) -> Summary:
         def seeds(condition: Callable[[tuple[Cell, int]], bool]) -> tuple[int, ...]:
@@ -230,3 +337,94 @@ class Scores:
             stale=seeds(lambda run: run in self._stale),
             scored=scored,
         )
+
+
+# ---- Notes below a table
+
+_DATA = {"builtin": "the built-in GLUE-shaped corpus (not GLUE)", "hub": "{name}", "local": "a local copy of {name}"}
+CHECKPOINT = {
+    "crossfit": "crossfit, chosen on one half of the development rows and shown on the other, mean of both ways",
+    "test": "test, chosen on the development split and shown on the test split",
+    "best": "best, chosen and shown on the same development rows as in the papers, which flatters methods whose scores "
+    "vary more between evaluations",
+    "last": "last, the evaluation at the end of training",
+}
+"""What each rule for the shown checkpoint means, in words."""
+_MARKS = {
+    "partial": ("†", "fewer seeds than planned"),
+    "collapsed": ("‡", "a run collapsed to constant predictions (its score is counted)"),
+    "diverged": ("§", "a run diverged (counted with its score from before, if it has one)"),
+    "stale": ("¶", "a record was made with other settings than the config's"),
+}
+
+
+def header(results: Results) -> list[str]:
+    """Study, backbone, data, seeds, checkpoint rule, and what methods say about the options of their runs."""
+    study = results.study
+    data = _DATA[study.data.source].format(name=study.data.name)
+    limits = [
+        f"{rows} {what} examples"
+        for rows, what in ((study.data.train_rows, "training"), (study.data.eval_rows, "evaluation"))
+        if rows
+    ]
+    revision = f" at {study.backbone.revision}" if study.backbone.revision else ""
+    made = ", pretrained by this study" if study.backbone.pretrain is not None else ""
+    options: dict[str, list[Mapping[str, Any]]] = {}
+    for record in results.records.by_run.values():
+        options.setdefault(record.run.kind, []).append(record.run.settings.options)
+    return [
+        f"Study {study.study}. Backbone: {study.backbone.name}{revision}{made}. Data: {data}"
+        + (f", at most {' and '.join(limits)}" if limits else "")
+        + f". Seeds: {', '.join(map(str, study.seeds))}.",
+        f"Checkpoint: {CHECKPOINT[study.report.checkpoint]}.",
+        *(method.note(options[kind]) for kind, method in METHODS.items() if method.note and kind in options),
+    ]
+
+
+def hindsight(results: Results, lines: Iterable[Line], tasks: Sequence[str]) -> list[str]:
+    """Rows with runs whose best checkpoint has another total rank than the finished model: it was found in growth."""
+    if results.study.report.checkpoint == "last":
+        return []
+    said = []
+    for line in lines:
+        early = whole = 0
+        for record in filter(None, (results.records.get(line.on(t), s) for t in tasks for s in results.study.seeds)):
+            best = record.score.best
+            if record.allocation and best and best.total_rank is not None:
+                whole += 1
+                early += best.total_rank != record.allocation.total_rank
+        if early:
+            said.append(f"{line.label}: in {early} of {whole} runs the best checkpoint precedes the final ranks.")
+    return said
+
+
+def what_happened(entries: Iterable[tuple[str, str, Summary]]) -> list[str]:
+    """Missing values, and remarks on single runs: one line per row of the table and event, over its tasks."""
+    absent: dict[str, list[str]] = {}
+    said: dict[tuple[str, str], list[str]] = {}
+    tasks = set()
+    for label, task, summary in entries:
+        tasks.add(task)
+        if summary.status == "missing":
+            absent.setdefault(label, []).append(TASKS[task].title)
+        for remark in summary.remarks():
+            said.setdefault((label, remark), []).append(TASKS[task].title)
+    return [
+        f"Missing: {label}, {'all tasks' if len(names) == len(tasks) else ', '.join(names)}."
+        for label, names in absent.items()
+    ] + [f"{label}, {', '.join(titles)}: {remark}." for (label, remark), titles in said.items()]
+
+
+def score(summary: Summary, bold: bool = False, sign: bool = False) -> Entry:
+    """`mean ± sd` with the marks of what went wrong; a dash without any value."""
+    happened = {"partial": summary.status == "partial"}
+    happened |= {name: bool(getattr(summary, name)) for name in ("collapsed", "diverged", "stale")}
+    marks = "".join(mark for name, (mark, _) in _MARKS.items() if happened[name])
+    mean, sd = summary.estimate.mean, summary.estimate.sd
+    return Entry(fixed(mean, 2, sign=sign), "" if sd is None else fixed(sd, 2), marks, bold)
+
+
+def legend(grids: Iterable[Grid]) -> list[str]:
+    """A line for every mark that occurs."""
+    used = {mark for grid in grids for row in grid.rows for entry in row for mark in entry.marks}
+    return [f"{mark} {meaning}." for mark, meaning in _MARKS.values() if mark in used]

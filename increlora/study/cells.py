@@ -82,9 +82,12 @@ def _shown(artefacts: Artefacts) -> dict[str, list[tuple[str, str, int | None]]]
     if table := artefacts.table1:
         rows = [(row.method, budget) for row in table.rows for budget in (row.budgets or (None,))]
         shown["table1"] = [(task, *row) for row in rows for task in table.tasks]
-    for name, rows_at in (("table2", artefacts.table2), ("table3", artefacts.table3)):
-        if rows_at:
-            shown[name] = [(task, method, rows_at.budget) for method in rows_at.rows for task in rows_at.tasks]
+    for name, rows_at in artefacts.comparisons.items():
+        shown[name] = [(task, method, rows_at.budget) for method in rows_at.rows for task in rows_at.tasks]
+    if room := artefacts.headroom:
+        shown["headroom"] = [(task, method, None) for method in (room.full, room.head) for task in room.tasks]
+        if over := room.over_budgets:
+            shown["headroom"] += [(task, over.method, budget) for budget in over.budgets for task in over.tasks]
     if curve := artefacts.figure4:
         points = [(method, budget) for method in curve.methods for budget in curve.budgets]
         shown["figure4"] = [(task, *point) for point in points for task in curve.tasks]
@@ -94,6 +97,8 @@ def _shown(artefacts: Artefacts) -> dict[str, list[tuple[str, str, int | None]]]
         shown["figure6"] = [(maps.task, method, maps.budget) for method in maps.methods]
     if growth := artefacts.rank_growth:
         shown["rank_growth"] = [(growth.task, growth.method, growth.budget)]
+    if curves := artefacts.training:
+        shown["training"] = [(curves.task, name, curves.budget) for name in (curves.method, curves.reference)]
     return shown
 
 

@@ -179,9 +179,16 @@ def _artefacts(study: Study) -> None:
                 if line in seen:
                     raise ConfigError(field, f"{row.method!r} is given more than once{_at(line[1])}")
                 seen.add(line)
-    for name, rows in (("table2", wanted.table2), ("table3", wanted.table3)):
-        if rows:
-            _shared(study, f"artefacts.{name}", rows.tasks, ("rows", rows.rows), rows.budget)
+    for name, rows in wanted.comparisons.items():
+        _shared(study, f"artefacts.{name}", rows.tasks, ("rows", rows.rows), rows.budget)
+    if room := wanted.headroom:
+        _known("artefacts.headroom.tasks", room.tasks, study.tasks)
+        without = [name for name in study.methods if not method_of(study, name).budget]
+        for part in ("full", "head"):
+            _known(f"artefacts.headroom.{part}", [getattr(room, part)], study.methods)
+            _among(f"artefacts.headroom.{part}", [getattr(room, part)], without, "has a budget")
+        if over := room.over_budgets:
+            _over_budgets(study, over.tasks, over.method, over.budgets)
     if curve := wanted.figure4:
         _shared(study, "artefacts.figure4", curve.tasks, ("methods", curve.methods), curve.budgets)
         with_budget = [name for name in study.methods if method_of(study, name).budget]
@@ -198,6 +205,21 @@ def _artefacts(study: Study) -> None:
     if growth := wanted.rank_growth:
         _shared(study, "artefacts.rank_growth", [growth.task], ("method", [growth.method]), growth.budget)
         _among("artefacts.rank_growth.method", [growth.method], allocating, "allocates no ranks")
+    if curves := wanted.training:
+        for part in ("method", "reference"):
+            _shared(study, "artefacts.training", [curves.task], (part, [getattr(curves, part)]), curves.budget)
+        _among("artefacts.training.method", [curves.method], allocating, "allocates no ranks")
+    if not all_cells(study):
+        raise ConfigError("artefacts", "`claims` has no runs of its own; give it a table or figure to be made about")
+
+
+def _over_budgets(study: Study, tasks: Iterable[str], method: str, budgets: tuple[int, int]) -> None:
+    field = "artefacts.headroom.over_budgets"
+    _shared(study, field, tasks, ("method", [method]), budgets)
+    with_budget = [name for name in study.methods if method_of(study, name).budget]
+    _among(f"{field}.method", [method], with_budget, "has no budget")
+    if budgets[0] >= budgets[1]:
+        raise ConfigError(f"{field}.budgets", f"got {list(budgets)}; the smallest comes first, then a larger one")
 
 
 def _at(budget: int | None) -> str:

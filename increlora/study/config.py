@@ -165,11 +165,33 @@ class Table1(_Block):
 
 
 class Comparison(_Block):
-    """Variants at one budget (Tables 2 and 3)."""
+    """Variants at one budget (Tables 2 and 3, and the table of variants, which compares each row with the first)."""
 
     tasks: Names
     budget: Budget
     rows: Names
+
+
+class OverBudgets(_Block):
+    """One variant at its largest budget and at its smallest."""
+
+    tasks: Names
+    method: str
+    """Method variant."""
+    budgets: tuple[Budget, Budget]
+    """The smallest and the largest."""
+
+
+class Headroom(_Block):
+    """How much there is to gain on each task: is there room to tell methods apart (a table of this package)?"""
+
+    tasks: Names
+    full: str
+    """Variant that trains all weights."""
+    head: str
+    """Variant that trains a head on the frozen encoder."""
+    over_budgets: OverBudgets | None = None
+    """Whether a budget matters, on the tasks of Figure 4."""
 
 
 class Figure4(_Block):
@@ -199,6 +221,17 @@ class Figure6(_Block):
     methods: Names
 
 
+class TrainingCurves(_Block):
+    """Total rank, regulariser and score over training, beside another variant's score (a figure of this package)."""
+
+    task: str
+    budget: Budget
+    method: str
+    """Method variant that allocates ranks."""
+    reference: str
+    """Method variant."""
+
+
 class RankGrowth(_Block):
     """Rank of every module over training (a figure of this package)."""
 
@@ -215,10 +248,15 @@ class Artefacts(_Block):
     table1: Table1 | None = None
     table2: Comparison | None = None
     table3: Comparison | None = None
+    variants: Comparison | None = None
+    headroom: Headroom | None = None
+    claims: Literal[True] | Names | None = None
+    """The paper's claims held against the records of the artefacts here; `true` for all that these can answer."""
     figure4: Figure4 | None = None
     figure5: Figure5 | None = None
     figure6: Figure6 | None = None
     rank_growth: RankGrowth | None = None
+    training: TrainingCurves | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -232,6 +270,12 @@ class Artefacts(_Block):
         """Those that `only` keeps; all of them without it."""
         gone = set(type(self).model_fields) - {"only", *self.only} if self.only else ()
         return self.model_copy(update=dict.fromkeys(gone))
+
+    @property
+    def comparisons(self) -> dict[str, Comparison]:
+        """The tables of variants at one budget that there are, by name."""
+        found = {name: getattr(self, name) for name in ("table2", "table3", "variants")}
+        return {name: wanted for name, wanted in found.items() if wanted}
 
 
 class Choose(_Block):

@@ -21,7 +21,8 @@ from increlora.study.settings import backbone_path, cell_runs
 from increlora.training.record import is_finished
 from increlora.training.settings import RunSettings, budget_label
 
-TABLES, FIGURES = ("table1", "table2", "table3"), ("figure4", "figure5", "figure6", "rank_growth")
+TABLES = ("table1", "table2", "table3", "variants", "headroom", "claims")
+FIGURES = ("figure4", "figure5", "figure6", "rank_growth", "training", "claims")
 
 
 @dataclass(frozen=True)
@@ -106,21 +107,21 @@ def records(study: Study, cells: Iterable[Cell] | None = None) -> list[str]:
 
 def tables(study: Study) -> dict[str, str]:
     """Tables that the study has, by name, as paths without suffix."""
-    shown = artefact_cells(study)
-    names = [name for name in TABLES if name in shown]
-    names += ["selection"] if study.grid and "table1" in shown else []
-    return {name: f"results/{study.study}_{name}" for name in (*names, "cost")}
+    names = [name for name in TABLES if getattr(study.artefacts.chosen, name)]
+    names += ["selection"] if study.grid and "table1" in names else []
+    return {name: f"results/{study.study}_{name}" for name in (*names, "checkpoints", "cost")}
 
 
 def figures(study: Study) -> dict[str, str]:
     """Figures that the study has, by name, as paths without suffix."""
-    return {name: f"figures/{study.study}_{name}" for name in FIGURES if name in artefact_cells(study)}
+    names = [name for name in FIGURES if getattr(study.artefacts.chosen, name)]
+    return {name: f"figures/{study.study}_{name}" for name in names}
 
 
 def figure_records(study: Study) -> list[str]:
-    """Paths of the records that figures show."""
-    shown = artefact_cells(study)
-    return records(study, dict.fromkeys(cell for name in figures(study) for cell in shown[name]))
+    """Paths of the records that figures show; claims are made about all of them."""
+    shown, names = artefact_cells(study), figures(study)
+    return records(study, None if "claims" in names else dict.fromkeys(cell for name in names for cell in shown[name]))
 
 
 def config_arguments(files: Iterable[str | Path], config: Mapping[str, Any]) -> list[str]:

@@ -288,7 +288,8 @@ class Choose(_Block):
 
 
 class Grid(_Block):
-    """Trials of training settings and options. In Table 1 the rows of a method that stands here become its trials."""
+    """Trials of training settings and options. In Table 1 the rows of a method that stands here become its trials, and
+    those of the others go."""
 
     choose: Choose = Choose()
     methods: dict[Name, dict[str, Annotated[tuple[Any, ...], Field(min_length=1), AfterValidator(unique)]]]

@@ -48,7 +48,7 @@ def _tag(setting: str, value: Any) -> str:
 
 
 def with_trials(study: Study) -> Study:
-    """The study with its trials as variants, and as rows of Table 1 in place of their origins.
+    """The study with its trials as variants, which are all the rows of Table 1 in place of their origins.
 
     Raises:
         ConfigError: the grid names a variant that is not there, or a value cannot be.
@@ -65,7 +65,7 @@ def with_trials(study: Study) -> Study:
         rows = [
             Row(method=name, budgets=row.budgets)
             for row in table.rows
-            for name in [trial.name for trial in trials(study, row.method)] or [row.method]
+            for name in [trial.name for trial in trials(study, row.method)]
         ]
         artefacts = artefacts.model_copy(update={"table1": table.model_copy(update={"rows": tuple(rows)})})
     return study.model_copy(update={"methods": methods, "artefacts": artefacts})

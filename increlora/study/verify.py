@@ -84,7 +84,10 @@ def _origins(record: Record | None) -> Iterator[tuple[str, str]]:
     if record is None:
         return
     backbone, data, task = record.provenance.backbone, record.provenance.data, record.run.task
-    found = {"backbone.revision": backbone.revision, "backbone.fingerprint": backbone.fingerprint}
+    found: dict[str, str | None] = {
+        "backbone.revision": backbone.revision,
+        "backbone.fingerprint": backbone.fingerprint,
+    }
     if data.source != "builtin":
         found |= {f"data.revision of {task}": data.revision, f"data.fingerprint of {task}": data.fingerprint}
     yield from ((field, value) for field, value in found.items() if value is not None)

@@ -49,8 +49,8 @@ def _held_to(common: dict[str, str], finding: Finding) -> Finding:
         if value != common[field]:
             told = f"provenance.{field.partition(' ')[0]} is {value}; most runs have {common[field]}"
             return _stale(finding, told)
-    told = _unlike_corpus(finding.settings, finding.state.record) if finding.state.record else None
-    return _stale(finding, told) if told else finding
+    unlike = _unlike_corpus(finding.settings, finding.state.record) if finding.state.record else None
+    return _stale(finding, unlike) if unlike else finding
 
 
 def _stale(finding: Finding, told: str) -> Finding:

@@ -11,7 +11,6 @@ import pytest
 
 from increlora.report import figures, frame, published, tables
 from increlora.study import jobs
-from increlora.study.cells import kind_of
 from increlora.study.config import Study
 from increlora.study.load import load_study
 from increlora.study.plan import plan, write_csv
@@ -86,17 +85,18 @@ def test_everything_learns_in_the_default_study() -> None:
 
 
 def test_the_default_study_uses_the_trials_that_were_chosen() -> None:
-    """Learning rate and alpha of every method are those that the selection study's table marks."""
-    shown, selection = load_study(DEFAULT), load_study(*SELECTION)
+    """Every run of the default study has the settings of the trial that the selection study's table marks."""
+    selection = load_study(*SELECTION)
+    shown, tried = (
+        {(run.method, run.task, run.budget): run for run in all_runs(study)}
+        for study in (load_study(DEFAULT), selection)
+    )
     table = pd.read_csv(ROOT / "results/mini_selection_selection.csv").set_index("trial")
     assert selection.grid is not None
     for origin in selection.grid.methods:
-        chosen = table[(table["method"] == origin) & table["chosen"].notna()]
-        assert len(chosen) == 1
-        rates, scales = (
-            {value(run) for run in all_runs(shown) if run.method == origin}
-            for value in (lambda run: run.training.learning_rate, lambda run: run.options.get("lora_alpha"))
-        )
-        assert rates == set(chosen["learning_rate"])
-        assert kind_of(selection, chosen.index[0]) == origin
-        assert scales == set(chosen["lora_alpha"].dropna()) or scales == {None}
+        (chosen,) = table.index[(table["method"] == origin) & table["chosen"].notna()]
+        runs = {key: run for key, run in tried.items() if key[0] == chosen}
+        assert runs
+        for (_, task, budget), run in runs.items():
+            assert shown[origin, task, budget].training == run.training
+            assert shown[origin, task, budget].options == run.options

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +50,20 @@ def test_shipped_configs_are_right_and_follow_the_schema(path: Path) -> None:
     jsonschema.validate(json.loads(json.dumps(yaml.safe_load(path.read_text()))), schema)
 
 
-def test_settings_are_selected_on_other_data_with_as_many_trials_for_every_low_rank_method() -> None:
+def test_settings_are_selected_on_other_draws_with_as_many_trials_for_every_method() -> None:
     shown = load_study(ROOT / "config/config.yaml")
     selection = load_study(*SELECTION)
-    assert selection.data.seed != shown.data.seed and not {*selection.seeds} & {*shown.seeds}
+    assert not {run.data.seed for run in all_runs(selection)} & {run.data.seed for run in all_runs(shown)}
     assert selection.backbone == shown.backbone
-    tried = {
-        (run.kind, run.method, run.training.learning_rate, run.options.get("lora_alpha")) for run in all_runs(selection)
-    }
-    count = Counter(kind for kind, *_ in tried)
-    assert count == dict.fromkeys(("full_ft", "bitfit", "hadapter", "padapter"), 4) | dict.fromkeys(LOW_RANK, 8)
-    for kind in count:
-        settings = [setting for k, _, *setting in tried if k == kind]
-        assert len({*map(tuple, settings)}) == len(settings)
+    assert selection.grid is not None
+    for kind in ("full_ft", "bitfit", "hadapter", "padapter", *LOW_RANK):
+        names = {trial.name for trial in trials(selection, kind)}
+        tried = {
+            run.method: (run.training.model_dump_json(), json.dumps(run.options, sort_keys=True))
+            for run in all_runs(selection)
+            if run.method in names
+        }
+        assert len(tried) == len({*tried.values()}) == 8, kind
 
 
 def test_schema_is_current() -> None:

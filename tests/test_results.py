@@ -24,7 +24,7 @@ DEFAULT = ROOT / "config/config.yaml"
 SELECTION = (DEFAULT, ROOT / "config/overlays/selection.yaml")
 SHIPPED = [*((path,) for path in (ROOT / "config").glob("*.yaml") if path.stem != "local"), SELECTION]
 STUDIES = {load_study(*files).study: files for files in SHIPPED}
-COMMITTED = sorted(path.name for path in RECORDS.iterdir() if path.is_dir())
+COMMITTED = sorted(path.name for path in RECORDS.glob("*") if path.is_dir())
 
 
 @pytest.fixture(scope="module", params=COMMITTED)

@@ -11,19 +11,25 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SHOWN = ("lora", "adalora", "increlora")
 
 
-def study() -> str:
-    """The column "All" of the default study's Table 1, of the methods that allocate ranks and of LoRA."""
-    with (ROOT / "results/mini_table1.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["column"] == "All" and row["method"] in SHOWN]
-    lines = ["| | #Params | All | 95 % interval | seeds |", "|:--|--:|--:|:-:|--:|"]
+def claims() -> str:
+    """The default study's table of claims, without what only its own page needs."""
+    with (ROOT / "results/mini_claims.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| claim | estimate | 95 % interval | p | paper | verdict |", "|:--|--:|:-:|--:|:--|:--|"]
     for row in rows:
-        mean, low, high = (f"{float(row[name]):.2f}" for name in ("mean", "ci_low", "ci_high"))
-        parameters = f"{float(row['params_mean']) / 1000:.1f}K"
-        lines.append(f"| {row['row']} | {parameters} | {mean} | {low} to {high} | {row['seeds']} |")
+        cells = [row["claim"], *(_number(row["estimate"]),), _interval(row), _number(row["p_corrected"], 3)]
+        lines.append(f"| {' | '.join([*cells, row['paper'] or '–', row['verdict']])} |")
     return "\n".join(lines)
+
+
+def _number(text: str, places: int = 2) -> str:
+    return f"{float(text):.{places}f}".replace("-", "−") if text else "–"
+
+
+def _interval(row: dict[str, str]) -> str:
+    return f"{_number(row['ci_low'])} to {_number(row['ci_high'])}" if row["ci_low"] else "–"
 
 
 def costs() -> str:
@@ -40,7 +46,7 @@ def costs() -> str:
     return "\n".join([*lines, "", f"{shape}, average rank {found['rank']}; {where}."])
 
 
-BLOCKS = {"study": study, "costs": costs}
+BLOCKS = {"claims": claims, "costs": costs}
 
 
 def filled(text: str) -> str:

@@ -61,14 +61,15 @@ def train(
 
     Args:
         study: the study.
-        runs: what to train. Those that others start from come first, then runs on the same data one after another.
+        runs: what to train. Those that others start from come first, then one seed after the other, and of a seed the
+            runs on the same data one after another.
         records_root: folder of the study's records.
         progress: show a progress bar for each run.
 
     Returns:
         Why each failed run failed, by its label.
     """
-    runs = sorted(runs, key=lambda run: (run.ranks_from is not None, list(TASKS).index(run.task), run.seed))
+    runs = sorted(runs, key=lambda run: (run.ranks_from is not None, run.seed, list(TASKS).index(run.task)))
     failed: dict[str, str] = {}
     meter = Meter(study, runs, records_root)
     for settings in runs:

@@ -68,7 +68,10 @@ def test_a_folder_without_weights_is_named(folder: Path) -> None:
 def test_a_folder_without_tokenizer_does_not_train(folder: Path) -> None:
     backbone = Backbone(name="tiny", path=str(folder))
     size = load_config(backbone, TASKS["rte"]).vocab_size
-    assert len(load_tokenizer(backbone, size)) == size
+    assert len(load_tokenizer(backbone, size)) == len(load_tokenizer(backbone, 2 * size)) == size
+    for wrong in (size - 1, 2 * size + 1):
+        with pytest.raises(ConfigError, match=f"has {size} tokens, the model's vocabulary {wrong};"):
+            load_tokenizer(backbone, wrong)
     for file in folder.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(ConfigError, match=r"backbone: .*tokenizer"):

@@ -89,14 +89,14 @@ def load_tokenizer(backbone: Backbone, vocab_size: int | None = None) -> Any:
 
     Raises:
         ConfigError: there is none. Transformers makes an empty one for a folder without its files, in which every word
-            is unknown; so one that has less than a quarter of the model's tokens is refused, as is one that has more.
+            is unknown; so one that has less than half of the model's tokens is refused, as is one that has more.
     """
     from transformers import AutoTokenizer
 
     folder, where = location(backbone, weights=False), backbone.path or backbone.name
     with _loading("backbone", f"no tokenizer could be loaded from {where}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if vocab_size is not None and not vocab_size / 4 <= len(tokenizer) <= vocab_size:
+    if vocab_size is not None and not vocab_size / 2 <= len(tokenizer) <= vocab_size:
         raise ConfigError(
             "backbone",
             f"the tokenizer of {where} has {len(tokenizer)} tokens, the model's vocabulary {vocab_size}; are its "

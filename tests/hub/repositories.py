@@ -65,7 +65,7 @@ def sentences(rows: int, seed: int = 0) -> list[str]:
     return [" ".join(draw.choices(WORDS, k=draw.randint(6, 12))).capitalize() + "." for _ in range(rows)]
 
 
-def train_sentencepiece(folder: Path, vocab_size: int = 96) -> None:
+def train_sentencepiece(folder: Path, vocab_size: int = 120) -> None:
     """`spm.model` with DeBERTa-v3's special pieces in their places: [PAD] 0, [CLS] 1, [SEP] 2, [UNK] 3."""
     import sentencepiece
 

@@ -28,9 +28,6 @@ CHECKED = f".increlora/checked/{NAME}-{STUDY.digest}"
 PLAN = f"results/{NAME}_plan.csv"
 RUNS = f"results/{NAME}_runs.csv"
 
-# Whether jobs run on this machine, not on those of a cluster.
-HERE = workflow.local_exec
-
 # Rules call `python -m increlora`: the Python that runs Snakemake, also where its environment is not activated. With
 # --sdm conda it is that of the rule's environment.
 # A prefix takes the place of Snakemake's own: `pipefail`, or a job that pipes into `tee` cannot fail. Jobs end with

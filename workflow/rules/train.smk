@@ -30,7 +30,9 @@ rule check:
     localrule: True
     params:
         config=configuration,
-        here="--here" if HERE else "",
+        # Snakemake knows only after it has read this file whether training jobs run on this machine or on a cluster's.
+        # It does not compare parameters that take `output`; the config decides.
+        here=lambda wildcards, output: "--here" if workflow.local_exec else "",
     shell:
         "python -m increlora --quiet check {params.here} {params.config:q} 2>&1 | tee {log:q}"
 

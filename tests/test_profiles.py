@@ -43,3 +43,39 @@ def test_a_dry_run_of_the_paper(profile: str, plugin: str, tmp_path: Path) -> No
     assert "Provided resources: gpu=" not in text, (
         "the limit of profiles/default, one GPU at a time, is not for a cluster"
     )
+
+
+PLUGIN = """
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+from snakemake_interface_executor_plugins.settings import CommonSettings
+
+common_settings = CommonSettings(non_local_exec=True, implies_no_shared_fs=False, job_deploy_sources=False)
+
+
+class Executor(RemoteExecutor):
+    def run_job(self, job): raise AssertionError(f"{job} does not belong on the cluster")
+    def cancel_jobs(self, jobs): pass
+    async def check_active_jobs(self, jobs): yield
+"""
+"""A cluster that gets no jobs."""
+
+
+@pytest.mark.parametrize("executor", ["local", "elsewhere"])
+def test_gpus_have_to_be_where_the_runs_are(executor: str, tmp_path: Path) -> None:
+    for name in ("workflow", "profiles", "config", "increlora"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    (tmp_path / "snakemake_executor_plugin_elsewhere").mkdir()
+    (tmp_path / "snakemake_executor_plugin_elsewhere/__init__.py").write_text(PLUGIN)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--jobs", "1", "--executor", executor]
+    done = subprocess.run(
+        [*command, "--until", "check", "--configfile", "config/smoke.yaml", "--config", "execution={gpu: 1}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    text = done.stdout + done.stderr
+    told = "error: execution.gpu: a run asks for 1 and PyTorch sees none"
+    assert (done.returncode, told in text) == ((1, True) if executor == "local" else (0, False)), text[-3000:]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from increlora import __version__
-from increlora.errors import ConfigError, IncreLoraError
+from increlora.errors import ConfigError, IncreLoraError, sentence
 from increlora.training.interrupt import end_with_parent
 
 if TYPE_CHECKING:
@@ -52,20 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = options.command(options) or 0
         sys.stdout.flush()
         return code
-    except IncreLoraError as error:
-        return _refuse(str(error))
     except BrokenPipeError:  # `head` has seen enough; what is still buffered goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        return _refuse(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except (IncreLoraError, OSError) as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -81,8 +75,11 @@ def _check(options: argparse.Namespace) -> None:
     from increlora.study.budgets import check_budgets
     from increlora.study.cells import all_cells
     from increlora.study.inputs import check_inputs
+    from increlora.training.places import check_writable
 
     study = _study(options)
+    if options.here:
+        check_writable(RECORDS)
     check_budgets(study)
     check_inputs(study, here=options.here)
     cells = len(all_cells(study))
@@ -107,8 +104,10 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from increlora.study.train import choose, train
+    from increlora.training.places import check_writable
 
     study = _study(options)
+    check_writable(options.records)
     seeds = _seeds("--seed", options.seed)
     runs = choose(study, options.task, options.method, options.budget, seeds)
     failed = train(study, runs, options.records, progress=not options.quiet)
@@ -195,8 +194,10 @@ def _corpus(options: argparse.Namespace) -> None:
 
 
 def _adopt(options: argparse.Namespace) -> None:
+    from increlora.training.places import check_writable
     from increlora.training.store import Store
 
+    check_writable(options.records)
     store = Store()
     print(f"{store.adopt(options.records)} finished runs taken into {store.root}")
 

@@ -26,20 +26,23 @@ from tests.study_helpers import ROOT
 from tests.test_training import run, settings
 
 WATCHING = "import time; from increlora.training.interrupt import end_with_parent; end_with_parent(); time.sleep(300)"
+ELSEWHERE = f"import os; del os.pidfd_open; {WATCHING}"
+"""As on a system other than Linux."""
 
 
-def test_a_job_ends_when_its_snakemake_is_killed() -> None:
+@pytest.mark.parametrize("code", [WATCHING, ELSEWHERE], ids=["Linux", "elsewhere"])
+def test_a_job_ends_when_its_snakemake_is_killed(code: str) -> None:
     """Not the job's parent is killed, but the program that has started the shell between them."""
     snakemake = subprocess.Popen(["sleep", "300"])
     environment = {**os.environ, PARENT: str(snakemake.pid), "PYTHONPATH": str(ROOT)}
-    job = subprocess.Popen([sys.executable, "-c", WATCHING], env=environment)
+    job = subprocess.Popen([sys.executable, "-c", code], env=environment)
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             job.wait(3)
         snakemake.kill()
-        assert job.wait(60) == -signal.SIGTERM
         snakemake.wait()
-        late = subprocess.run([sys.executable, "-c", WATCHING], env=environment, timeout=60)
+        assert job.wait(60) == -signal.SIGTERM
+        late = subprocess.run([sys.executable, "-c", code], env=environment, timeout=60)
         assert late.returncode == 128 + signal.SIGTERM, "it was started, and then Snakemake was gone"
     finally:
         for process in (job, snakemake):

@@ -5,7 +5,6 @@ They load everything once, as each run will, so that nothing of it can be news t
 
 from __future__ import annotations
 
-import os
 import shutil
 
 import torch
@@ -17,7 +16,7 @@ from increlora.study.budgets import check_budgets
 from increlora.study.cells import all_cells
 from increlora.study.config import Study
 from increlora.training import backbone as backbones
-from increlora.training.checkpoint import folder as checkpoints
+from increlora.training import places
 
 BYTES_PER_PARAMETER = 3 * 4
 """Of a checkpoint of full fine-tuning: the weight and AdamW's two moments."""
@@ -63,12 +62,10 @@ def _check_gpus(study: Study) -> None:
 
 def _check_disk(parameters: int) -> None:
     """A checkpoint is written beside the one before."""
-    place = checkpoints().absolute()
+    place = places.checkpoints().absolute()
     while not place.exists():
         place = place.parent
     needed, free = 2 * BYTES_PER_PARAMETER * parameters, shutil.disk_usage(place).free
-    if not os.access(place, os.W_OK):
-        raise ConfigError("disk", f"{place} is not writable; runs keep their checkpoints there")
     if free < needed:
         told = f"checkpoints of a run take up to {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB left"
         raise ConfigError("disk", f"{told}; free some, or set INCRELORA_CHECKPOINTS to a folder elsewhere")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from increlora.errors import ConfigError, IncreLoraError, unknown
+from increlora.errors import ConfigError, IncreLoraError, sentence, unknown
 from increlora.glue.tasks import TASKS
 from increlora.study.cells import Cell, all_cells, sources
 from increlora.study.config import Study
@@ -81,7 +81,7 @@ def train(
             if is_first_process():
                 write_record(settings.record_path(records_root), record)
         except (IncreLoraError, OSError) as error:
-            failed[settings.label] = " ".join(str(error).split())
+            failed[settings.label] = sentence(error)
             log.error("%s failed: %s", settings.label, failed[settings.label])
         except Exception as error:
             if "RANK" in os.environ:  # the other processes of torchrun wait for this one: all have to end

@@ -16,12 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from increlora.training import places
+
 logger = logging.getLogger(__name__)
-
-
-def folder() -> Path:
-    """Where checkpoints lie: outside of the workflow's outputs, which Snakemake deletes before it starts a job."""
-    return Path(os.environ.get("INCRELORA_CHECKPOINTS") or ".increlora/checkpoints")
 
 
 class Checkpoint:
@@ -29,23 +26,33 @@ class Checkpoint:
 
     Args:
         digest: of the run's settings.
-        root: where checkpoints lie; `folder` if left out.
+        root: where checkpoints lie; `places.checkpoints` if left out.
     """
 
     def __init__(self, digest: str, root: str | Path | None = None):
         self.digest = digest
-        self.path = Path(root or folder()) / f"{digest}.pt"
+        self.path = Path(root or places.checkpoints()) / f"{digest}.pt"
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the state atomically, together with the state of every random generator."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the state atomically, together with the state of every random generator.
+
+        Where that is not possible, a warning says why; training goes on, and the checkpoint before stays.
+        """
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            torch.save({"digest": self.digest, "random": random_state(), **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):  # another process has finished this run and cleaned up
-            os.replace(temporary, self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save({"digest": self.digest, "random": random_state(), **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileNotFoundError):  # another process has finished this run and cleaned up
+                os.replace(temporary, self.path)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch's writer hides it
+            if not isinstance(cause, OSError):
+                raise
+            logger.warning("%s could not be written (%s); training goes on", self.path, cause.strerror)
 
     def load(self) -> dict[str, Any] | None:
         """The saved state, or ``None`` if there is none. Random generators wait for :func:`set_random_state`."""

@@ -7,11 +7,14 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 PARENT = "INCRELORA_PARENT"
 """Environment variable with the process id of the Snakemake that has started this job."""
+POLL_SECONDS = 1.0
+"""Between two looks at it where the system does not tell when a process ends."""
 
 
 class Interrupt:
@@ -39,25 +42,39 @@ def noting_sigterm() -> Iterator[Interrupt]:
 
 
 def end_with_parent() -> None:
-    """Send this process SIGTERM when Snakemake ends, also when it is killed (on Linux).
+    """Send this process SIGTERM when Snakemake ends, also when it is killed.
 
     A killed Snakemake takes nothing along: the shell between it and its job lives on, so neither the parent's id nor
     the kernel's parent-death signal tells.
     """
     parent = os.environ.get(PARENT, "")
-    if not parent.isdecimal() or not hasattr(os, "pidfd_open"):
+    if not parent.isdecimal():
         return
+    if not _exists(int(parent)):
+        raise SystemExit(128 + signal.SIGTERM)
+    threading.Thread(target=_end_after, args=(int(parent),), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
     try:
-        descriptor = os.pidfd_open(int(parent))
+        descriptor = os.pidfd_open(parent)
     except ProcessLookupError:
-        raise SystemExit(128 + signal.SIGTERM) from None
-    except OSError:
-        return
-    threading.Thread(target=_wait_for, args=(descriptor,), daemon=True).start()
-
-
-def _wait_for(descriptor: int) -> None:
-    watch = select.poll()  # unlike select(), takes descriptors of any size
-    watch.register(descriptor, select.POLLIN)
-    watch.poll()
+        pass
+    except (AttributeError, OSError):  # not Linux, or a kernel that has or allows none
+        while _exists(parent):
+            time.sleep(POLL_SECONDS)
+    else:
+        watch = select.poll()  # unlike select(), takes descriptors of any size
+        watch.register(descriptor, select.POLLIN)
+        watch.poll()
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

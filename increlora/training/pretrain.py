@@ -16,7 +16,9 @@ Everything is seeded; on CPU the same settings and thread count give the same we
 from __future__ import annotations
 
 import logging
+import os
 import random
+import re
 import shutil
 import tempfile
 import time
@@ -449,6 +451,8 @@ def _write(
             shutil.rmtree(old)
         else:
             folder.rename(out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if found := re.search(r"\(os error (\d+)\)", str(error)):  # of safetensors and tokenizers, written in Rust
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(out)) from error
         raise

@@ -420,8 +420,10 @@ def write_record(path: str | Path, record: Record) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk does not say of which file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

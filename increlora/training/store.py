@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from increlora.training import places
 from increlora.training.record import Record, RecordError, digest_of, read_record, sweep, write_record
 from increlora.training.settings import RunSettings
 
@@ -30,7 +30,7 @@ class Store:
     """
 
     def __init__(self, root: str | Path | None = None):
-        self.root = Path(root or os.environ.get("INCRELORA_STORE") or ".increlora/store")
+        self.root = Path(root or places.store())
 
     def path(self, digest: str) -> Path:
         return self.root / digest[:2] / f"{digest}.json"

@@ -1,0 +1,45 @@
+"""The folders that runs write to. Light to import, for the workflow."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from increlora.errors import ConfigError
+
+
+def checkpoints() -> Path:
+    """Of unfinished runs: outside of the workflow's outputs, which Snakemake deletes before it starts a job."""
+    return Path(os.environ.get("INCRELORA_CHECKPOINTS") or ".increlora/checkpoints")
+
+
+def store() -> Path:
+    """Of finished runs."""
+    return Path(os.environ.get("INCRELORA_STORE") or ".increlora/store")
+
+
+def check_writable(records: str | Path) -> None:
+    """Write a block into each folder that runs write to, or into the one that it will be made in, and delete it.
+
+    Args:
+        records: folder of the records.
+
+    Raises:
+        ConfigError: names the first folder that cannot be written to.
+    """
+    chosen = {
+        Path(records): "make it writable, or run elsewhere",
+        store(): "make it writable, or set INCRELORA_STORE",
+        checkpoints(): "make it writable, or set INCRELORA_CHECKPOINTS",
+    }
+    for folder, remedy in chosen.items():
+        place = folder.absolute()
+        while not place.exists():
+            place = place.parent
+        try:
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(bytes(4096))
+        except OSError as error:
+            told = f"{place} cannot be written to ({error.strerror}); {remedy}"
+            raise ConfigError(str(folder), told) from None

@@ -8,21 +8,26 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
 
+from increlora.study.load import load_study
+from increlora.study.settings import all_runs
 from increlora.training import device
 from increlora.training.checkpoint import Checkpoint
 from increlora.training.interrupt import PARENT
-from tests.study_helpers import ROOT
+from tests.study_helpers import ROOT, SMOKE
 from tests.test_training import run, settings
 
 WATCHING = "import time; from increlora.training.interrupt import end_with_parent; end_with_parent(); time.sleep(300)"
@@ -131,53 +136,129 @@ def test_no_slot_is_lost_and_none_is_given_twice(tmp_path: Path, monkeypatch: py
             stack.enter_context(device.device_slot(tmp_path / "slots"))
 
 
-KILLS = 30
+PLAN = ("corpus", "corpus", "pretraining", "backbone", "checkpoint", "resume", "record", "checkpoint", "resume", "step")
+"""In what the ten kills of a round fall."""
+PHASES = {
+    "increlora/glue/corpus/folder.py": {"write": "corpus"},
+    "increlora/training/pretrain.py": {"_train": "pretraining", "_write": "backbone"},
+    "increlora/training/checkpoint.py": {"Checkpoint.save": "checkpoint"},
+    "increlora/training/store.py": {"Store.put": "record"},
+    "increlora/training/run.py": {"_Run._resume": "resume", "_Run._step": "step"},
+}
+MARK = """
+
+def _marked(function, phase):
+    import functools, os, pathlib
+
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        mark = pathlib.Path({folder!r}, f"{{phase}}.{{os.getpid()}}")
+        if phase != "resume" or arguments[0].checkpoint.path.exists():
+            mark.touch()
+        try:
+            return function(*arguments, **options)
+        finally:
+            mark.unlink(missing_ok=True)
+
+    return call
+
+"""
+"""Code for the copy of the package: a file says that a process is at something; it stays when the process is killed."""
 
 
 @pytest.mark.soak
 def test_thirty_kills_change_no_record(tmp_path: Path) -> None:
-    """Snakemake is killed at random moments of the smoke study, alone or with all its jobs, and started again.
+    """Snakemake is killed while the smoke study does each of these things, alone or with its jobs, and started again.
 
-    The copy of the package writes a checkpoint at every step, so that kills fall into the writing too. Three rounds of
-    ten kills, each from nothing; half an hour.
+    The study writes its corpus too, and a checkpoint at every step. Three rounds of ten kills, each from nothing; half
+    an hour.
     """
-    chance = random.Random(0)
-    expected = _study(tmp_path / "undisturbed", chance, kills=0)
+    chance, hits = random.Random(0), Counter[str]()
+    expected = _study(tmp_path / "undisturbed", (), chance, hits)
     equal = 0
-    for number in range(3):
-        found = _study(tmp_path / f"round{number}", chance, kills=KILLS // 3)
+    for number in range(1, 4):
+        found = _study(tmp_path / f"round{number}", PLAN, chance, hits)
         assert found.keys() == expected.keys()
         equal += sum(found[name] == expected[name] for name in expected)
-        print(f"{equal} of {(number + 1) * len(expected)} records equal after {10 * (number + 1)} kills", flush=True)
-    assert equal == 3 * len(expected)
+        kills = number * len(PLAN)
+        print(f"{equal} of {number * len(expected)} records equal after {kills} kills, in {dict(hits)}", flush=True)
+    assert equal == 3 * len(expected) > 0
+    assert hits.keys() >= set(PLAN) - {"step"}
 
 
-def _study(folder: Path, chance: random.Random, kills: int) -> dict[str, tuple[object, ...]]:
-    """Runs the smoke study to its end; the parts of its records that do not depend on the clock."""
+def _study(
+    folder: Path, plan: Sequence[str], chance: random.Random, hits: Counter[str]
+) -> dict[str, tuple[object, ...]]:
+    """Runs the smoke study to its end; the parts of its records that do not depend on the clock.
+
+    Args:
+        folder: where to; not there yet.
+        plan: what the study is to be killed in, kill by kill.
+        chance: decides the moment within that, and whether the jobs are killed with Snakemake.
+        hits: counts in what processes were killed.
+    """
     for name in ("workflow", "profiles", "config", "increlora"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Snakefile", folder)
+    marks = folder / "marks"
+    marks.mkdir()
+    for name, functions in PHASES.items():
+        lines = [f"{function} = _marked({function}, {phase!r})\n" for function, phase in functions.items()]
+        with (folder / name).open("a") as source:
+            source.write(MARK.format(folder=str(marks)) + "".join(lines))
     source = folder / "increlora/training/run.py"
     source.write_text(source.read_text().replace("CHECKPOINT_SECONDS = 60.0", "CHECKPOINT_SECONDS = 0.0"))
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "config/smoke.yaml"]
+    changes = {
+        "execution": {"job": "method"},
+        "data": {"source": "local", "path": "corpus", "train_rows": 96, "eval_rows": 32},
+        "backbone": {"pretrain": {"steps": 60}},
+    }
+    (folder / "soak.yaml").write_text(json.dumps(changes))
+    study = load_study(SMOKE, {**changes, "data": {}})
+    wanted = [str(run.record_path()) for run in all_runs(study)]
+    snakemake = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "config/smoke.yaml", "soak.yaml"]
+    corpus = shlex.join([sys.executable, "-m", "increlora", "corpus", "corpus"])
+    command = f"test -d corpus || {corpus}; exec {shlex.join([*snakemake, '--', *wanted])}"
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    for number in range(kills + 1):
+
+    def start() -> subprocess.Popen[bytes]:
         with (folder / "out.txt").open("a") as out:
-            process = subprocess.Popen(
-                command, cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True
-            )
-        if number == kills:
-            assert process.wait() == 0, (folder / "out.txt").read_text()[-3000:]
-            break
-        time.sleep(chance.uniform(4, 30))
-        if chance.random() < 0.5:
+            shell = ["sh", "-c", command]
+            return subprocess.Popen(shell, cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True)
+
+    def said() -> str:
+        return (folder / "out.txt").read_text()[-3000:]
+
+    for phase in plan:
+        process = start()
+        count, deadline = chance.randint(1, 40) if phase in ("checkpoint", "step") else 1, time.monotonic() + 300
+        while count:
+            assert process.poll() is None and time.monotonic() < deadline, f"{phase} was never reached: {said()}"
+            count -= any(marks.glob(f"{phase}.*"))
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 2.0 if phase in ("corpus", "pretraining") else 0.005))
+        if phase == "corpus" or chance.random() < 0.5:
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
         process.wait()
-        subprocess.run([*command, "--unlock", "--quiet", "all"], cwd=folder, env=environment, capture_output=True)
-    records = {str(path.relative_to(folder)): json.loads(path.read_text()) for path in folder.rglob("seed*.json")}
+        hits.update(mark.name.partition(".")[0] for mark in _left(marks))
+        subprocess.run([*snakemake, "--unlock", "--quiet", "all"], cwd=folder, env=environment, capture_output=True)
+    assert start().wait() == 0, said()
+    records = {
+        str(path.relative_to(folder)): json.loads(path.read_text()) for path in folder.glob("results/**/seed*.json")
+    }
+    assert len(records) == len(wanted)
     return {
         name: tuple(record[block] for block in ("run", "score", "parameters", "allocation"))
         for name, record in records.items()
     }
+
+
+def _left(marks: Path) -> Iterator[Path]:
+    """Takes the marks of processes that are gone, those of the killed ones."""
+    time.sleep(3)  # jobs whose Snakemake alone was killed end by themselves
+    for mark in marks.iterdir():
+        if not Path("/proc", mark.suffix[1:]).exists():
+            mark.unlink()
+            yield mark

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 NAME = "SHA256SUMS"
@@ -11,15 +10,9 @@ NAME = "SHA256SUMS"
 
 
 def write(folder: Path) -> None:
-    """Sync every file of a folder to disk and list the checksums."""
+    """List the checksums of a folder's files in it."""
     lines = [f"{_checksum(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     (folder / NAME).write_text("".join(lines), encoding="utf-8")
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def damage(folder: str | Path) -> str | None:

@@ -22,6 +22,8 @@ def store() -> Path:
 def check_writable(records: str | Path) -> None:
     """Write a block into each folder that runs write to, or into the one that it will be made in, and delete it.
 
+    Hugging Face's metrics are Python modules that `evaluate` copies into its cache.
+
     Args:
         records: folder of the records.
 
@@ -32,6 +34,7 @@ def check_writable(records: str | Path) -> None:
         Path(records): "make it writable, or run elsewhere",
         store(): "make it writable, or set INCRELORA_STORE",
         checkpoints(): "make it writable, or set INCRELORA_CHECKPOINTS",
+        _modules(): "make it writable, or set HF_HOME",
     }
     for folder, remedy in chosen.items():
         place = folder.absolute()
@@ -43,3 +46,9 @@ def check_writable(records: str | Path) -> None:
         except OSError as error:
             told = f"{place} cannot be written to ({error.strerror}); {remedy}"
             raise ConfigError(str(folder), told) from None
+
+
+def _modules() -> Path:
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(os.environ.get("HF_MODULES_CACHE") or Path(HF_HOME) / "modules")

@@ -16,11 +16,7 @@ Everything is seeded; on CPU the same settings and thread count give the same we
 from __future__ import annotations
 
 import logging
-import os
 import random
-import re
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -32,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from increlora.files import whole_folder
 from increlora.glue import corpus
 from increlora.training import checksums
 from increlora.training.pretrain_settings import CHARACTERS, SPECIAL_TOKENS, PretrainSettings
@@ -418,9 +415,7 @@ def _write(
     """Write config, weights, tokenizer and model card beside ``out``, then rename."""
     from safetensors.torch import save_file
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with whole_folder(out) as folder:
         config = model.deberta.config
         config.architectures = ["DebertaV2Model"]
         config.dtype = torch.float32
@@ -442,17 +437,4 @@ def _write(
             settings=settings.model_dump_json(indent=2),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
-        folder.chmod(0o755)
         checksums.write(folder)
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-            out.rename(old / out.name)
-            folder.rename(out)
-            shutil.rmtree(old)
-        else:
-            folder.rename(out)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if found := re.search(r"\(os error (\d+)\)", str(error)):  # of safetensors and tokenizers, written in Rust
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(out)) from error
-        raise

@@ -14,7 +14,6 @@ import math
 import os
 import random
 import tempfile
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,14 +31,12 @@ from pydantic import (
 )
 
 from increlora.errors import IncreLoraError
+from increlora.files import is_abandoned
 from increlora.glue.tasks import TASKS, Task
 from increlora.training.settings import RunSettings
 
 TOLERANCE = 1e-4
 """How far a stored metric may be from the recomputed one: another version of NumPy or SciPy may round differently."""
-
-ABANDONED_SECONDS = 600.0
-"""Age at which a temporary file counts as left by a writer that was killed."""
 
 Checkpoint = Literal["crossfit", "test", "best", "last"]
 """Which number of a run is shown, see `Record.shown`."""
@@ -431,7 +428,7 @@ def sweep(folder: Path) -> None:
     """Delete the temporary files of writers that were killed."""
     for temporary in folder.glob(".*.json.*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS:
+            if is_abandoned(temporary):
                 temporary.unlink()
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
+from increlora.files import whole_folder
 from increlora.glue import corpus
 from increlora.glue.tasks import TASKS
 
@@ -13,7 +12,7 @@ from increlora.glue.tasks import TASKS
 def write(path: Path, *, seed: int) -> None:
     """Write every task to ``path/<task>/<split>-00000-of-00001.parquet`` with a README that names the splits.
 
-    The folder appears whole or not at all: it is written beside ``path`` and renamed.
+    The folder appears whole or not at all.
 
     Raises:
         FileExistsError: ``path`` exists.
@@ -22,9 +21,7 @@ def write(path: Path, *, seed: int) -> None:
 
     if path.exists():
         raise FileExistsError(f"path: {path} exists; give a new folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with whole_folder(path) as folder:
         header = ["---", "configs:"]
         for task in corpus.names():
             header += [f"- config_name: {task}", "  data_files:"]
@@ -38,8 +35,3 @@ def write(path: Path, *, seed: int) -> None:
                 header += [f"  - split: {split}", f"    path: {file}"]
         text = "# Built-in GLUE-shaped corpus of increlora\n\nSynthetic; not comparable with the real GLUE."
         (folder / "README.md").write_text("\n".join([*header, "---", text, ""]), encoding="utf-8")
-        folder.chmod(0o755)
-        folder.rename(path)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

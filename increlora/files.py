@@ -1,0 +1,60 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ABANDONED_SECONDS = 600.0
+"""Age at which what is half-written counts as left by a writer that was killed."""
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, to write into; synced to disk, it takes the name `path` at the end of the block.
+
+    What has that name already is replaced. If the block fails the new folder is deleted; what an earlier writer left
+    when it was killed is deleted at the beginning.
+
+    Raises:
+        OSError: it cannot be written. Libraries that are written in Rust raise other errors, with the same number.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.iterdir():
+        if left.name.startswith(f".{path.name}.") and left.is_dir() and is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    folder, old = (Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) for _ in range(2))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        for one in (*folder.rglob("*"), folder):
+            _sync(one)
+        if path.exists():
+            path.rename(old / path.name)
+        folder.rename(path)
+    except Exception as error:
+        if number := re.search(r"(?:\[Errno |os error )(\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
+    finally:
+        for rest in (folder, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether something half-written is so old that its writer must have been killed."""
+    return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

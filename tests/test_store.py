@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from increlora.training import job
 from increlora.training.record import RecordError, read_record, write_record
 from increlora.training.settings import Data, RunSettings
 from increlora.training.store import Store
-from tests.study_helpers import SMOKE, fake_record
+from tests.study_helpers import ROOT, SMOKE, fake_record
 
 
 @pytest.fixture
@@ -97,6 +100,27 @@ def test_a_second_trainer_of_a_run_waits_and_finds_it_finished(tmp_path: Path, s
         waiting.result(timeout=30)
     assert order == ["first", "second"]
     assert not list((tmp_path / "claims").iterdir())
+
+
+HOLDING = """
+import sys, time
+from increlora.training.store import Store
+with Store(sys.argv[1]).claim("0" * 16):
+    print("held", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_a_killed_trainer_lets_the_one_go_on_that_waits(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen([sys.executable, "-c", HOLDING, tmp_path], env=environment, stdout=subprocess.PIPE)
+    with ThreadPoolExecutor() as pool, first, contextlib.ExitStack() as claims:
+        assert first.stdout is not None and first.stdout.readline() == b"held\n"
+        waiting = pool.submit(claims.enter_context, Store(tmp_path).claim("0" * 16))
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        first.kill()
+        waiting.result(timeout=30)
 
 
 def test_adopts_consistent_records_only(

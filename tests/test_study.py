@@ -7,20 +7,25 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import pytest
+import torch
 import yaml
 
 from increlora.errors import ConfigError, IncreLoraError
+from increlora.glue.tasks import TASKS
 from increlora.study.cells import Cell, all_cells, artefact_cells, kind_of, make_cell, sources
 from increlora.study.config import Study
 from increlora.study.grid import best, trials
+from increlora.study.inputs import check_inputs
 from increlora.study.jobs import config_arguments
 from increlora.study.load import changes, load_study, merge, read_config
 from increlora.study.settings import all_runs, run_settings
 from increlora.study.verify import unexpected, verify
+from increlora.training.backbone import load_model
 from increlora.training.record import write_record
 from increlora.training.settings import RunSettings
 from tests.study_helpers import ROOT, ROWS, SMOKE, fake_record, record_on_corpus
@@ -539,7 +544,7 @@ def test_verify_tells_what_is_wrong_with_each_record(tmp_path: Path) -> None:
     expected = ["ok", "stale", "protocol", "unreadable", "unreadable", "missing"]
     assert [found[seed].status for seed in range(6)] == expected
     assert found[1].detail == "training.max_steps: 7 -> 20"
-    assert "accuracy is 99.9" in found[4].detail
+    assert "its metrics give 9990" in found[4].detail
     assert missing.seed == 5
     assert [path.name for path in unexpected(study, tmp_path)] == ["seed9.json"]
 
@@ -586,3 +591,38 @@ def test_verify_holds_runs_against_each_other(tmp_path: Path) -> None:
     found = [finding.state for finding in verify(study, tmp_path)]
     assert [state.status for state in found] == ["ok"] * 3 + ["stale"] + ["ok"] * 2
     assert found[3].detail == "provenance.data.fingerprint is ffffffffffffffff; most runs have 0000000000000000"
+
+
+@pytest.mark.parametrize(("wanted", "there"), [(1, 0), (2, 1)])
+def test_gpus_that_are_not_there(wanted: int, there: int, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    study = smoke(execution={"gpu": wanted}, backbone={"pretrain": None, "path": str(tiny_backbone)})
+    told = f"execution.gpu: a run asks for {wanted} and PyTorch sees {there or 'none'}; set execution.gpu to 0"
+    with pytest.raises(ConfigError, match=told):
+        check_inputs(study, here=True)
+    check_inputs(study, here=False)
+
+
+def test_a_disk_has_room_for_two_checkpoints_of_full_fine_tuning(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INCRELORA_CHECKPOINTS", str(tmp_path / "not/there/yet"))
+    study = smoke(backbone={"pretrain": None, "path": str(tiny_backbone)})
+    model = load_model(study.backbone, TASKS["rte"])
+    needed = 2 * 3 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    asked = []
+
+    def disk_usage(place: Path) -> SimpleNamespace:
+        asked.append(place)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    free = needed
+    check_inputs(study, here=True)
+    free = needed - 1
+    with pytest.raises(
+        ConfigError, match=r"disk: checkpoints of a run take up to .* free some, or set INCRELORA_CHECK"
+    ):
+        check_inputs(study, here=True)
+    check_inputs(study, here=False)
+    assert asked == [tmp_path, tmp_path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.study_helpers import ROOT
 
@@ -79,3 +81,24 @@ def test_gpus_have_to_be_where_the_runs_are(executor: str, tmp_path: Path) -> No
     text = done.stdout + done.stderr
     told = "error: execution.gpu: a run asks for 1 and PyTorch sees none"
     assert (done.returncode, told in text) == ((1, True) if executor == "local" else (0, False)), text[-3000:]
+
+
+def test_commands_and_profiles_have_options_that_snakemake_has() -> None:
+    """Each profile is that of the workflow; `--profile` would leave the limits of `profiles/default` in force."""
+    shown = subprocess.run([sys.executable, "-m", "snakemake", "--help"], capture_output=True, text=True, timeout=60)
+    options = set(re.findall(r"--[a-z-]+", shown.stdout))
+    places = ["README.md", "CONTRIBUTING.md", "docs/*.md", "config/*.yaml", "profiles/*/config.yaml"]
+    texts = {path: path.read_text() for place in places for path in ROOT.glob(place)}
+    commands = [line for text in texts.values() for line in re.findall(r"\bsnakemake (-.*)", text)]
+    assert len(commands) > 5
+    for command in commands:
+        used = set(re.findall(r"--[a-z-]+", command.partition("#")[0].partition("`")[0]))
+        assert used <= options, command
+        assert ("profiles/" in command) == ("--workflow-profile" in used), command
+    for path in ROOT.glob("profiles/*/config.yaml"):
+        keys = {f"--{key}" for key in yaml.safe_load(texts[path])}
+        unknown = keys - options
+        plugin = f"snakemake_executor_plugin_{path.parent.name}"
+        if importlib.util.find_spec(plugin) is None:  # the options of a plugin that is not installed
+            unknown = {key for key in unknown if not key.startswith(f"--{path.parent.name}-")} - {"--container-image"}
+        assert not unknown, path

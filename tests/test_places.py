@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from increlora.cli import main
+from increlora.files import whole_folder
 from increlora.study.cells import Cell
 from increlora.study.load import load_study
 from increlora.study.settings import run_settings
@@ -141,6 +142,25 @@ def test_a_full_disk_has_no_half_backbone(but: int, disk: Path) -> None:
         pretrain(settings, disk / "backbone", progress=False)
     assert caught.value.filename
     assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+def test_what_a_kill_left_of_a_folder_is_swept(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".name.1", tmp_path / ".name.2"
+    for folder in (old, fresh):
+        folder.mkdir()
+        (folder / "half").touch()
+    os.utime(old, (0, 0))
+    (tmp_path / ".name.lock").touch()
+    with whole_folder(tmp_path / "name") as folder:
+        (folder / "file").write_text("first")
+    with contextlib.suppress(KeyboardInterrupt), whole_folder(tmp_path / "name") as folder:
+        (folder / "file").write_text("second")
+        raise KeyboardInterrupt
+    assert (tmp_path / "name/file").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".name.2", ".name.lock", "name"]
+    with whole_folder(tmp_path / "name") as folder:
+        (folder / "other").touch()
+    assert [path.name for path in (tmp_path / "name").iterdir()] == ["other"]
 
 
 def clone(folder: Path) -> Path:

@@ -236,7 +236,7 @@ def _study(
             assert process.poll() is None and time.monotonic() < deadline, f"{phase} was never reached: {said()}"
             count -= any(marks.glob(f"{phase}.*"))
             time.sleep(0.001)
-        time.sleep(chance.uniform(0, 2.0 if phase in ("corpus", "pretraining") else 0.005))
+        time.sleep(chance.uniform(0, 0.5 if phase in ("corpus", "pretraining") else 0.005))
         if phase == "corpus" or chance.random() < 0.5:
             os.killpg(process.pid, signal.SIGKILL)
         else:

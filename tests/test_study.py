@@ -181,7 +181,7 @@ def test_a_grid_becomes_trials() -> None:
     assert [trial.at_edge for trial in found[:3]] == [("learning_rate",), (), ("learning_rate",)]
     assert study.artefacts.table1 is not None
     rows = [row.method for row in study.artefacts.table1.rows]
-    assert "lora" not in rows and rows[4:10] == [trial.name for trial in found]
+    assert "lora" not in rows and [row for row in rows if row.startswith("lora")] == [trial.name for trial in found]
     assert {cell.variant for cell in all_cells(study)} >= {trial.name for trial in found}
     # a trial is the run of the same settings under another name
     same = smoke(methods={"lora": {"options": {"lora_alpha": 32}, "training": {"learning_rate": 2e-3}}})
@@ -544,7 +544,7 @@ def test_verify_tells_what_is_wrong_with_each_record(tmp_path: Path) -> None:
     expected = ["ok", "stale", "protocol", "unreadable", "unreadable", "missing"]
     assert [found[seed].status for seed in range(6)] == expected
     assert found[1].detail == "training.max_steps: 7 -> 20"
-    assert "its metrics give 9990" in found[4].detail
+    assert "accuracy is 99.9" in found[4].detail
     assert missing.seed == 5
     assert [path.name for path in unexpected(study, tmp_path)] == ["seed9.json"]
 

@@ -230,8 +230,10 @@ def _study(
         return (folder / "out.txt").read_text()[-3000:]
 
     for phase in plan:
+        if phase == "resume" and not any(folder.glob(".increlora/checkpoints/*.pt")):
+            phase = "checkpoint"  # the kill before fell when nothing was saved yet
         process = start()
-        count, deadline = chance.randint(1, 40) if phase in ("checkpoint", "step") else 1, time.monotonic() + 300
+        count, deadline = chance.randint(1, 40) if phase in ("checkpoint", "step") else 1, time.monotonic() + 600
         while count:
             assert process.poll() is None and time.monotonic() < deadline, f"{phase} was never reached: {said()}"
             count -= any(marks.glob(f"{phase}.*"))

@@ -477,7 +477,7 @@ def _table(
     ]
     used = [values for values in known.values() if values]
     origin = []
-    if results.not_comparable:
+    if results.not_comparable and any(row.artefact == name for row in published.load()):
         origin = [f"Published values are in published.md: {results.not_comparable}, so they are not comparable."]
     elif used:
         sources = "; ".join(dict.fromkeys(values[0].source for values in used))

@@ -95,7 +95,7 @@ def test_frame_has_a_row_per_run_checkpoint_and_metric(study: Study, records: Pa
         (lambda record: json.dumps({**record, "cost": None}), "cost"),
         (lambda record: json.dumps({**record, "run": {**record["run"], "status": "fine"}}), "run.status"),
         (lambda record: json.dumps(make_record(run_settings(make_study(), Cell("rte", "lora", 2), 1))), "seed1"),
-        (lambda record: json.dumps(record).replace('"accuracy": 0.', '"accuracy": 9.'), "its metrics give"),
+        (lambda record: json.dumps(record).replace('"accuracy": 0.', '"accuracy": 9.'), "metrics.accuracy is 9"),
     ],
 )
 def test_malformed_record_is_an_error_that_names_the_file(

@@ -158,10 +158,9 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from increlora.report import frame, tables
+    from increlora.report import tables
 
-    study, records = _study(options), _records(options)
-    for path in (frame.write_runs(records, study, options.out), *tables.build(study, records, options.out)):
+    for path in tables.build(_study(options), _records(options), options.out):
         print(path)
 
 

@@ -17,7 +17,7 @@ def claims() -> str:
     """The default study's table of claims, without what only its own page needs."""
     with (ROOT / "results/mini_claims.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    lines = ["| claim | estimate | 95 % interval | p | paper | verdict |", "|:--|--:|:-:|--:|:--|:--|"]
+    lines = ["| claim | estimate | interval | p | paper | verdict |", "|:--|--:|:-:|--:|:--|:--|"]
     for row in rows:
         cells = [row["claim"], *(_number(row["estimate"]),), _interval(row), _number(row["p_corrected"], 3)]
         lines.append(f"| {' | '.join([*cells, row['paper'] or '–', row['verdict']])} |")
@@ -29,7 +29,8 @@ def _number(text: str, places: int = 2) -> str:
 
 
 def _interval(row: dict[str, str]) -> str:
-    return f"{_number(row['ci_low'])} to {_number(row['ci_high'])}" if row["ci_low"] else "–"
+    """The interval at the level of the corrected p beside it."""
+    return f"{_number(row['corrected_low'])} to {_number(row['corrected_high'])}" if row["corrected_low"] else "–"
 
 
 def costs() -> str:

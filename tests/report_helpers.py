@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from increlora.glue.metrics import recompute
+from increlora.glue.metrics import baseline, recompute
 from increlora.glue.tasks import TASKS
 from increlora.study.config import Study
 from increlora.study.load import load_study
@@ -132,7 +132,12 @@ def make_record(settings: RunSettings, good: float | None = None, concentrated: 
             **{"digest": settings.digest, "status": "completed", "reason": None, "settings": names},
         },
         "score": {
-            **{"baseline": 50.0, "best_step": STEPS[0], "history": history, "test": metrics},
+            **{
+                "baseline": baseline(settings.task, given["best"][1]),
+                "best_step": STEPS[0],
+                "history": history,
+                "test": metrics,
+            },
             **{"labels": labels, "predictions": guesses, "test_labels": labels, "test_predictions": guesses},
         },
         "parameters": {"trainable": trainable, "head": HEAD, "total": TOTAL, "budget": trainable, "deviation": 0.0},

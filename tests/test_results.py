@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from increlora.report import figures, frame, published, tables
+from increlora.report import figures, published, tables
 from increlora.study import jobs
 from increlora.study.config import Study
 from increlora.study.load import load_study
@@ -42,7 +42,6 @@ def test_records_belong_to_the_config(study: Study) -> None:
 
 def test_tables_come_from_the_records(study: Study, tmp_path: Path) -> None:
     write_csv(plan(study), tmp_path / f"{study.study}_plan.csv")
-    frame.write_runs(RECORDS, study, tmp_path)
     tables.build(study, RECORDS, tmp_path)
     published.table().write(tmp_path)
     built = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

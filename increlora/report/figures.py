@@ -346,7 +346,7 @@ def recorded_gaps() -> str:
     return (
         "In recorded runs of the authors' code the norm of the last step is higher without advance learning:\nby "
         f"{found['norm with reserve'].lstrip('+')} with the reserve counted, which is frozen there, and by "
-        f"{found['norm'].lstrip('+')} for active components."
+        f"{found['norm'].lstrip('+')} for active components. Here the reserve is dropped when growth ends."
     )
 
 
@@ -525,7 +525,7 @@ def draw_rank_growth(data: pd.DataFrame, budget: float | None = None, note: str 
 
 
 def training(results: Results, wanted: TrainingCurves) -> pd.DataFrame:
-    """Total rank, weighted regulariser and development score at the evaluations of training, over seeds.
+    """Total rank at every event, weighted regulariser and development score at every evaluation, over seeds.
 
     The reference has a score only. Rows of the quantity `event` are the steps at which ranks grew in some run.
     """
@@ -534,7 +534,7 @@ def training(results: Results, wanted: TrainingCurves) -> pd.DataFrame:
         cell = make_cell(results.study, wanted.task, method, wanted.budget)
         about = {"method": method, "title": results.study.title(method)}
         for record in filter(None, (results.records.get(cell, seed) for seed in results.study.seeds)):
-            quantities = ("score",) if method == wanted.reference else tuple(CURVES)
+            quantities = ("score",) if method == wanted.reference else ("penalty", "score")
             rows += [
                 {"quantity": quantity, **about, "step": entry.step, "value": getattr(entry, quantity)}
                 for entry in record.score.history
@@ -542,13 +542,16 @@ def training(results: Results, wanted: TrainingCurves) -> pd.DataFrame:
                 if getattr(entry, quantity) is not None
             ]
             if method == wanted.method and record.allocation:
+                totals = {point.step: float(sum(point.ranks)) for point in record.allocation.growth}
+                totals[record.cost.steps] = float(record.allocation.total_rank)
+                rows += [{"quantity": "total_rank", **about, "step": at, "value": n} for at, n in totals.items()]
                 events = record.allocation.events
                 rows += [{"quantity": "event", **about, "step": event.step, "value": 0.0} for event in events]
     return _over_seeds(rows, ["quantity", "method", "title", "step"], "value")
 
 
 CURVES = {"total_rank": "Total rank", "penalty": "Weighted regulariser", "score": "Score"}
-"""Panels of the figure of training, by the fields of an evaluation."""
+"""Panels of the figure of training."""
 
 
 def draw_training(data: pd.DataFrame, looks: Mapping[str, Look], axis: str, note: str = "") -> Figure:
@@ -560,8 +563,11 @@ def draw_training(data: pd.DataFrame, looks: Mapping[str, Look], axis: str, note
             ax.axvline(step, color="#BBBBBB", linewidth=0.5, zorder=0)
         for number, (method, look) in enumerate(looks.items()):
             rows = data[(data["quantity"] == quantity) & (data["method"] == method)].sort_values("step")
-            ax.fill_between(rows["step"], rows["low"], rows["high"], color=look.colour, alpha=0.2, linewidth=0)
-            ax.plot(rows["step"], rows["mean"], color=look.colour, linestyle="--" if number else "-")
+            at_events = quantity == "total_rank"
+            bounds = (rows["step"], rows["low"], rows["high"])
+            ax.fill_between(*bounds, color=look.colour, alpha=0.2, linewidth=0, step="post" if at_events else None)
+            stairs: Literal["steps-post", "default"] = "steps-post" if at_events else "default"
+            ax.plot(rows["step"], rows["mean"], color=look.colour, linestyle="--" if number else "-", drawstyle=stairs)
         ax.set_title(label)
         ax.set_ylabel(f"Development set: {axis}" if quantity == "score" else "")
         ax.set_xlabel("Step")

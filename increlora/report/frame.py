@@ -148,8 +148,3 @@ def write_csv(frame: pd.DataFrame, path: Path, decimals: Mapping[str, int]) -> P
             text[name] = [None if pd.isna(value) else f"{value:.{places}f}" for value in text[name]]
     text.to_csv(path, index=False, lineterminator="\n")
     return path
-
-
-def write_runs(records_root: str | Path, study: Study, out_dir: str | Path) -> Path:
-    """``<study>_runs.csv``: the tidy frame."""
-    return write_csv(load(records_root, study), Path(out_dir) / f"{study.study}_runs.csv", DECIMALS)

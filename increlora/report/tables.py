@@ -16,7 +16,8 @@ import pandas as pd
 from increlora.errors import unknown
 from increlora.glue.tasks import TASKS
 from increlora.methods.registry import REFERENCE
-from increlora.report import claims, protocol, published
+from increlora.report import claims, frame, protocol, published
+from increlora.report.frame import write_csv
 from increlora.report.published import ALL, Published
 from increlora.report.render import (
     NOTHING,
@@ -70,13 +71,14 @@ Place = tuple[str, str]
 
 
 def build(study: Study, records_root: str | Path, out_dir: str | Path) -> list[Path]:
-    """Writes every table that the study has, and returns the files.
+    """Writes the tidy frame, ``<study>_runs.csv``, and every table that the study has; returns the files.
 
     Raises:
         RecordError: a record is malformed.
     """
-    results = Results(study, records_root)
-    return [path for table in tables(results) for path in table.write(Path(out_dir))]
+    results, out = Results(study, records_root), Path(out_dir)
+    runs = write_csv(results.frame, out / f"{study.study}_runs.csv", frame.DECIMALS)
+    return [runs, *(path for table in tables(results) for path in table.write(out))]
 
 
 def tables(results: Results) -> Iterator[Table]:
@@ -475,7 +477,7 @@ def _table(
     ]
     used = [values for values in known.values() if values]
     origin = []
-    if results.not_comparable:
+    if results.not_comparable and any(row.artefact == name for row in published.load()):
         origin = [f"Published values are in published.md: {results.not_comparable}, so they are not comparable."]
     elif used:
         sources = "; ".join(dict.fromkeys(values[0].source for values in used))

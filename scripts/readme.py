@@ -19,7 +19,8 @@ def claims() -> str:
         rows = list(csv.DictReader(file))
     lines = ["| claim | estimate | interval | p | paper | verdict |", "|:--|--:|:-:|--:|:--|:--|"]
     for row in rows:
-        cells = [row["claim"], *(_number(row["estimate"]),), _interval(row), _number(row["p_corrected"], 3)]
+        p = "<0.001" if row["p_corrected"] and float(row["p_corrected"]) < 0.001 else _number(row["p_corrected"], 3)
+        cells = (row["claim"], f"{_number(row['estimate'])} {row['unit']}", _interval(row), p)
         lines.append(f"| {' | '.join([*cells, row['paper'] or '–', row['verdict']])} |")
     return "\n".join(lines)
 

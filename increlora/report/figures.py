@@ -344,9 +344,9 @@ def recorded_gaps() -> str:
     """How much of Figure 5's gap is the frozen reserve in recordings of the authors' code, in a sentence."""
     found = {row.column: row.value for row in published.load() if row.artefact == "figure5" and row.kind == "recorded"}
     return (
-        "In recorded runs of the authors' code the norm of the last step is higher without advance learning:\nby "
+        "In recorded runs of the authors' code the norm of the last step is higher without advance learning: by\n"
         f"{found['norm with reserve'].lstrip('+')} with the reserve counted, which is frozen there, and by "
-        f"{found['norm'].lstrip('+')} for active components. Here the reserve is dropped when growth ends."
+        f"{found['norm'].lstrip('+')} for active components.\nHere the reserve is dropped when growth ends."
     )
 
 
@@ -550,7 +550,7 @@ def training(results: Results, wanted: TrainingCurves) -> pd.DataFrame:
     return _over_seeds(rows, ["quantity", "method", "title", "step"], "value")
 
 
-CURVES = {"total_rank": "Total rank", "penalty": "Weighted regulariser", "score": "Score"}
+CURVES = {"total_rank": "Total rank", "penalty": "Weighted regulariser", "score": "Score, development split"}
 """Panels of the figure of training."""
 
 
@@ -569,7 +569,7 @@ def draw_training(data: pd.DataFrame, looks: Mapping[str, Look], axis: str, note
             stairs: Literal["steps-post", "default"] = "steps-post" if at_events else "default"
             ax.plot(rows["step"], rows["mean"], color=look.colour, linestyle="--" if number else "-", drawstyle=stairs)
         ax.set_title(label)
-        ax.set_ylabel(f"Development set: {axis}" if quantity == "score" else "")
+        ax.set_ylabel(axis if quantity == "score" else "")
         ax.set_xlabel("Step")
         ax.grid(axis="x", visible=False)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))

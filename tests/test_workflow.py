@@ -17,6 +17,7 @@ from increlora.study.cells import all_cells, kind_of
 from increlora.study.jobs import jobs as jobs_of
 from increlora.study.load import load_study, merge, read_config
 from increlora.study.settings import all_runs
+from increlora.training import backbone as backbones
 from increlora.training.record import write_record
 from tests.study_helpers import ROOT, SMOKE, fake_record
 
@@ -139,8 +140,8 @@ def test_an_edited_config_reruns_the_method_that_it_changes(clone: Path) -> None
     increlora.write_text("methods: {increlora: {training: {learning_rate: 1.0e-4}}}")
     found = jobs(clone, "config/smoke.yaml", str(lora))
     assert (found["train"], found["check"], found["backbone"]) == (2 * 3, 1, 1)
-    # IncreLoRA at two budgets on one task and one on the other, its three ablations, and the two runs from its ranks
-    assert jobs(clone, "config/smoke.yaml", str(increlora))["train"] == 2 * 8
+    # IncreLoRA at two budgets on one task and one on the other, its four variants, and the two runs from its ranks
+    assert jobs(clone, "config/smoke.yaml", str(increlora))["train"] == 2 * 9
     by_method = ("--config", "execution={job: method}")
     assert not [rule for rule in jobs(clone, "config/smoke.yaml", more=by_method) if rule.startswith("train")]
     found = jobs(clone, "config/smoke.yaml", str(lora), more=by_method)
@@ -234,7 +235,13 @@ def two_methods(tmp_path: Path) -> Path:
     (folder / "two.yaml").write_text(json.dumps(merged))
     study = load_study(merged | {"backbone": merged["backbone"] | {"path": str(folder / "backbone")}})
     for settings in all_runs(study):
-        write_record(settings.record_path(folder / "results/runs"), fake_record(settings))
+        seen = {
+            "name": settings.backbone.name,
+            "revision": None,
+            "fingerprint": backbones.fingerprint(settings.backbone),
+        }
+        record = fake_record(settings, provenance={"backbone": seen})
+        write_record(settings.record_path(folder / "results/runs"), record)
     return folder
 
 

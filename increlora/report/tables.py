@@ -61,10 +61,9 @@ DECIMALS = {
     "minus_published": 4,
 }
 _RULE = (
-    "Intervals and p are corrected over all differences of this table (Holm; tasks that the paper does not have apart); "
-    "an interval is bold where it excludes 0, "
-    "which is where p is at most 0.05. Visible from: the smallest true difference that these seeds, with this spread "
-    "and at the level of that interval, show with 80 % power."
+    "Intervals and p are corrected over all differences of this table (Holm; tasks that the paper lacks apart); an "
+    "interval is bold where it excludes 0, which is where p is at most 0.05. Visible from: the smallest true "
+    "difference that these seeds, with this spread and at the level of that interval, show with 80 % power."
 )
 
 Place = tuple[str, str]

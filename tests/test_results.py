@@ -69,9 +69,11 @@ def test_no_table_or_figure_is_left_over() -> None:
 
 
 def test_everything_learns_in_the_default_study() -> None:
-    """Full fine-tuning beats the best constant answer by 15 points, every other method by 5; what a head on the frozen
-    backbone learns is what they are measured by. SST-2 is learned by few runs in so many steps: as long as that is so, the
-    table of headroom has to say that it has no room."""
+    """Full fine-tuning beats the best constant answer by 15 points, every other method by 5.
+
+    What a head on the frozen backbone learns is what they are measured by. SST-2 is learned by few runs in so many
+    steps: as long as that is so, the table of headroom has to say that it has no room.
+    """
     room = pd.read_csv(ROOT / "results/mini_headroom.csv").set_index(["row", "task"])["room"]
     assert not room["Full FT − Head only", "sst2"]
     study = load_study(DEFAULT)

@@ -119,10 +119,11 @@ def test_add_a_task(tree: Tree) -> None:
     tree.increlora("tables", *study)
     new = {(row["row"], row["task"], row["column"]): row for row in tree.rows("results/with_wnli_table1.csv")}
     added = {key for key in new if key[1] == "wnli"}
-    assert len(added) == 2
+    assert len(added) == 3, "two rows, and their difference"
     assert all(new[key]["mean"] for key in added)
     assert new.keys() - added == old.keys()
-    assert {key: new[key]["mean"] for key in old} == {key: old[key]["mean"] for key in old}
+    for number in ("mean", "p_corrected", "corrected_low", "visible"):
+        assert {key: new[key][number] for key in old} == {key: old[key][number] for key in old}
     assert "WNLI" in (tree.path / "results/with_wnli_table1.md").read_text(encoding="utf-8")
 
 

@@ -115,14 +115,14 @@ def test_a_failed_write_leaves_the_old_folder(backbone, tmp_path, monkeypatch):
 def test_the_loss_falls():
     from increlora.glue import corpus
 
-    settings = TINY.model_copy(update={"steps": 160, "learning_rate": 5e-3})
+    settings = TINY.model_copy(update={"steps": 80, "learning_rate": 5e-3, "batch_size": 32})
     texts = corpus.documents(count=settings.documents)
     tokenizer = module.build_tokenizer(texts, settings.vocab_size, settings.max_position_embeddings)
     data = module.PretrainingData.from_documents(texts, tokenizer, settings)
     torch.manual_seed(0)
     model = module.PretrainingModel(module.backbone_config(settings, len(tokenizer)))
     history = module._train(model, data, settings, progress=False)
-    assert sum(history[-40:]) < 0.9 * sum(history[:40])
+    assert sum(history[-10:]) < 0.8 * sum(history[:10])
 
 
 def test_corruption_asks_only_where_it_may():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from increlora.glue.tasks import TASKS
 from increlora.report import figures, published, tables
 from increlora.study import jobs
 from increlora.study.config import Study
@@ -68,25 +69,33 @@ def test_no_table_or_figure_is_left_over() -> None:
     assert found == known
 
 
-def test_everything_learns_in_the_default_study() -> None:
-    """Full fine-tuning beats the best constant answer by 15 points, every other method by 5.
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(task, marks=pytest.mark.xfail(strict=True, reason="few runs learn it in 240 steps"))
+        if task == "sst2"
+        else task
+        for task in load_study(DEFAULT).tasks
+    ],
+)
+def test_everything_learns_in_the_default_study(task: str) -> None:
+    """Full fine-tuning beats the best constant answer by 15 points, every other method by 5, on every task.
 
-    What a head on the frozen backbone learns is what they are measured by. SST-2 is learned by few runs in so many
-    steps: as long as that is so, the table of headroom has to say that it has no room.
+    What a head on the frozen backbone learns is what they are measured by.
     """
-    room = pd.read_csv(ROOT / "results/mini_headroom.csv").set_index(["row", "task"])["room"]
-    assert not room["Full FT − Head only", "sst2"]
     study = load_study(DEFAULT)
-    gains: dict[tuple[str, str, int | None], list[float]] = defaultdict(list)
-    for run in (run for run in all_runs(study) if run.kind != "head"):
+    gains: dict[tuple[str, int | None], list[float]] = defaultdict(list)
+    for run in (run for run in all_runs(study) if run.task == task and run.kind != "head"):
         score = read_record(run.record_path(RECORDS)).score
         assert score.best is not None
-        gains[run.task, run.method, run.budget].append(score.best.score - score.baseline)
+        gains[run.method, run.budget].append(score.best.score - score.baseline)
     assert {len(seeds) for seeds in gains.values()} == {len(study.seeds)}
-    for (task, method, budget), seeds in gains.items():
-        if task != "sst2" or method == "full_ft":
-            assert statistics.fmean(seeds) >= (15 if method == "full_ft" else 5), (task, method, budget, seeds)
-    assert len({task for task, *_ in gains}) == 8
+    for (method, budget), seeds in gains.items():
+        assert statistics.fmean(seeds) >= (15 if method == "full_ft" else 5), (method, budget, seeds)
+
+
+def test_the_default_study_has_the_papers_eight_tasks() -> None:
+    assert {run.task for run in all_runs(load_study(DEFAULT))} == {task.name for task in TASKS.values() if task.in_all}
 
 
 def test_the_default_study_uses_the_trials_that_were_chosen() -> None:

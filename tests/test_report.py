@@ -14,7 +14,7 @@ import pytest
 
 from increlora.errors import ConfigError
 from increlora.glue.tasks import TASKS
-from increlora.report import figures, frame, published, tables
+from increlora.report import figures, published, tables
 from increlora.report.render import Column, Entry, Grid, Table, count, fixed, latex, latex_escape, markdown, terminal
 from increlora.report.results import Results, Scores
 from increlora.report.statistics import gini
@@ -77,7 +77,7 @@ def expected(study: Study, task: str, method: str, budget: int | None, keys: tup
 
 
 def test_frame_has_a_row_per_run_checkpoint_and_metric(study: Study, records: Path) -> None:
-    data = frame.load(records, study)
+    data = Results(study, records).frame
     assert len(data) == sum(len(CHECKPOINTS) * (len(TASKS[s.task].metrics) + 1) for s in all_runs(study))
     row = data[(data.task == "rte") & (data.method == "lora") & (data.budget == 2) & (data.metric == "accuracy")]
     assert row[row.checkpoint == "best"].value.tolist() == pytest.approx(
@@ -106,14 +106,14 @@ def test_malformed_record_is_an_error_that_names_the_file(
     path.parent.mkdir(parents=True)
     path.write_text(damage(make_record(settings)))
     with pytest.raises(RecordError, match=re.escape(message)) as error:
-        frame.load(tmp_path, study)
+        Results(study, tmp_path)
     assert str(path) in str(error.value)
 
 
 def test_stale_records_and_foreign_seeds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(make_study(only=("table3",)), tmp_path)
     fewer = make_study(only=("table3",), seeds=[0, 1], training={"learning_rate": 2e-3})
-    data = frame.load(tmp_path, fewer)
+    data = Results(fewer, tmp_path).frame
     assert set(data.seed) == {0, 1}
     assert data.stale.all()
     assert "no such method or seed" in caplog.text

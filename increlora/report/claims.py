@@ -23,8 +23,8 @@ from increlora.glue.tasks import TASKS
 from increlora.methods.families import locate
 from increlora.report import published
 from increlora.report.render import NOTHING, Column, Entry, Grid, Table, between, fixed, probability
-from increlora.report.results import Line, Results, averaged, header, over_tasks, paired
-from increlora.report.statistics import ALPHA, Estimate, Tested, gini, holm
+from increlora.report.results import Line, Results, averaged, header
+from increlora.report.statistics import ALPHA, Estimate, Tested, gini, holm, over_tasks, paired
 from increlora.study.cells import Cell, method_of
 from increlora.training.record import Allocation
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,6 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
-
-from increlora.report.frame import write_csv
 
 NOTHING = "–"
 _LATEX = {
@@ -103,6 +101,17 @@ class Table:
             paths.append(folder / f"{self.name}.{suffix}")
             paths[-1].write_text(text, encoding="utf-8", newline="\n")
         return paths
+
+
+def write_csv(frame: pd.DataFrame, path: Path, decimals: Mapping[str, int]) -> Path:
+    """Writes a frame with a fixed number of decimals per column, so that equal numbers give equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = frame.copy()
+    for name, places in decimals.items():
+        if name in text.columns:
+            text[name] = [None if pd.isna(value) else f"{value:.{places}f}" for value in text[name]]
+    text.to_csv(path, index=False, lineterminator="\n")
+    return path
 
 
 def fixed(value: float | None, places: int, sign: bool = False) -> str:

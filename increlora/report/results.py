@@ -1,15 +1,19 @@
-"""A study together with its records: the rows of its tables, what the seeds say, and what a reader has to know.
+"""A study with its records: one tidy frame, the rows of its tables, the scores over seeds, and the notes below a table.
+
+A missing record is a missing row; a malformed one is an error that names the file. Records of variants or seeds that
+the study does not have (any more) are left out with a warning.
 
 A run that *collapsed* (constant predictions) counts with the score that it has: it is what the method did. A run that
-*diverged* counts with what it scored before, if the shown checkpoint has a score, and else is missing from the mean.
-Either is said; neither is dropped in silence.
+*diverged* counts with the last score before, if the shown checkpoint has one, and is missing from the mean otherwise.
+The notes say so in both cases; neither is dropped silently.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,17 +21,103 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from increlora.errors import IncreLoraError
 from increlora.glue.tasks import TASKS
 from increlora.methods.method import Component
 from increlora.methods.registry import METHODS, REFERENCE
 from increlora.report import published, statistics
-from increlora.report.frame import Records, read_all, to_frame
 from increlora.report.render import Entry, Grid, fixed
-from increlora.report.statistics import Estimate
+from increlora.report.statistics import Estimate, over_tasks, paired
 from increlora.study.cells import Cell, all_cells, kind_of, make_cell, method_of, ranks_from
 from increlora.study.config import Study
 from increlora.study.settings import run_settings
-from increlora.training.record import CHECKPOINTS, Allocation, Checkpoint
+from increlora.training.record import CHECKPOINTS, Allocation, Checkpoint, Record, RecordError, read_record
+
+log = logging.getLogger(__name__)
+
+COST = ("peak_trainable", "optimizer_state", "peak_memory_mb", "step_ms", "train_seconds", "wall_seconds")
+COLUMNS = (
+    *("study", "task", "method", "title", "kind", "budget", "seed", "status", "reason", "digest", "stale"),
+    *("checkpoint", "step", "metric", "value", "total_rank"),
+    *("trainable", "head", "total", "budget_parameters", "deviation"),
+    *COST,
+    *("device", "threads", "commit"),
+)
+DECIMALS = {"value": 4, "deviation": 4, "peak_memory_mb": 1, "step_ms": 2, "train_seconds": 1, "wall_seconds": 1}
+
+Run = tuple[Cell, int]
+"""A run of a study: its cell and seed."""
+
+# ---- Records
+
+
+def read_all(records_root: str | Path, study: Study) -> dict[Run, Record]:
+    """Every record of the study, in the order of tasks, variants, budgets and seeds.
+
+    Raises:
+        RecordError: names the file and what is wrong with it.
+    """
+    found: dict[Run, Record] = {}
+    for path in sorted(Path(records_root, study.study).glob("*/*/*/seed*.json")):
+        try:
+            record = read_record(path)
+        except RecordError as error:
+            raise RecordError(f"{path}: {error}; delete the file and run again to make it anew") from None
+        run = record.run
+        if path != run.settings.record_path(records_root):
+            raise RecordError(f"{path}: the record is that of {run.settings.record_path(records_root)}")
+        if run.method not in study.methods or run.seed not in study.seeds:
+            log.warning("%s: the study has no such method or seed; left out", path)
+            continue
+        found[Cell(run.task, run.method, run.budget), run.seed] = record
+    tasks, variants = list(TASKS), list(study.methods)
+
+    def order(run: Run) -> tuple[int, int, int, int]:
+        (task, variant, budget), seed = run
+        return tasks.index(task), variants.index(variant), budget or 0, seed
+
+    return {run: found[run] for run in sorted(found, key=order)}
+
+
+def _is_stale(record: Record, study: Study, run: Run) -> bool:
+    """Whether a record was made with other settings than those that the config gives its run now."""
+    try:
+        return record.run.digest != run_settings(study, *run).digest
+    except (IncreLoraError, KeyError):  # the config no longer has such a run
+        return True
+
+
+def _rows(record: Record, study: Study, stale: bool) -> list[dict[str, Any]]:
+    """A record's rows of the frame: one for each checkpoint rule and metric."""
+    run, parameters, cost, score, task = (
+        record.run,
+        record.parameters,
+        record.cost,
+        record.score,
+        TASKS[record.run.task],
+    )
+    about = {
+        **{name: getattr(run, name) for name in COLUMNS if name in type(run).model_fields},
+        **{name: getattr(parameters, name) for name in ("trainable", "head", "total", "deviation")},
+        **{name: getattr(cost, name) for name in (*COST, "device", "threads")},
+        **{"title": study.title(run.method), "stale": stale, "budget_parameters": parameters.budget},
+        "commit": record.provenance.commit,
+    }
+    rows = []
+    evaluations = {"test": score.best, "best": score.best, "last": score.last}
+    for checkpoint in CHECKPOINTS:
+        metrics, entry = record.shown(checkpoint), evaluations.get(checkpoint)
+        values = {} if metrics is None else {key: 100 * metrics[key] for key in task.metrics}
+        values |= {} if metrics is None else {"score": task.score(metrics)}
+        at = {"step": entry.step if entry else None, "total_rank": entry.total_rank if entry else None}
+        rows += [
+            {**about, **at, "checkpoint": checkpoint, "metric": name, "value": values.get(name, math.nan)}
+            for name in (*task.metrics, "score")
+        ]
+    return rows
+
+
+# ---- Rows of a table
 
 
 class Line(NamedTuple):
@@ -101,8 +191,22 @@ class Results:
 
     def __init__(self, study: Study, records_root: str | Path):
         self.study = study
-        self.records: Records = read_all(records_root, study)
-        self.frame: pd.DataFrame = to_frame(self.records, study)
+        self.records = read_all(records_root, study)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row per run, checkpoint rule (`Record.shown`) and metric.
+
+        `metric` is a metric key of the task, or `score`, the task's single number; `value` is in percent, NaN where the
+        run has no such number. Columns about the run, its parameters and its cost repeat in each of its rows.
+        """
+        stale = {run: _is_stale(record, self.study, run) for run, record in self.records.items()}
+        for run in (run for run, is_stale in stale.items() if is_stale):
+            log.warning("%s, seed %d: made with other settings than the config's", run[0].label, run[1])
+        rows = [row for run, record in self.records.items() for row in _rows(record, self.study, stale[run])]
+        whole = ["budget", "step", "total_rank", "trainable", "head", "total", "budget_parameters", "peak_trainable"]
+        types = dict.fromkeys([*whole, "optimizer_state", "threads", "seed"], "Int64") | {"value": float}
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
 
     @cached_property
     def by_rule(self) -> dict[Checkpoint, Scores]:
@@ -241,10 +345,13 @@ class Results:
         means = runs.assign(value=pd.to_numeric(runs[column]).astype(float)).groupby("task")["value"].mean().dropna()
         return float(np.mean(means)) if len(means) else None
 
+    def of(self, cell: Cell) -> dict[int, Record]:
+        """The records of a cell by seed."""
+        return {seed: self.records[cell, seed] for seed in self.study.seeds if (cell, seed) in self.records}
+
     def allocations(self, cell: Cell) -> dict[int, Allocation]:
         """The allocation block of each seed that has one."""
-        records = {seed: self.records.get(cell, seed) for seed in self.study.seeds}
-        return {seed: record.allocation for seed, record in records.items() if record and record.allocation}
+        return {seed: record.allocation for seed, record in self.of(cell).items() if record.allocation}
 
 
 def averaged(tasks: Iterable[str]) -> list[str]:
@@ -263,44 +370,26 @@ def tiers(lines: Sequence[Line]) -> frozenset[int]:
     return frozenset(i for i in range(1, len(lines)) if lines[i].tier != lines[i - 1].tier)
 
 
-def paired(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
-    """The difference at each seed that both have."""
-    return {seed: one[seed] - other[seed] for seed in one if seed in other}
-
-
-def over_tasks(values: Sequence[Mapping[int, float]]) -> Estimate:
-    """The mean over tasks of each task's values by seed.
-
-    The sd is that of the per-seed means over tasks (seeds that every task has), `n` the fewest seeds of a task.
-    """
-    if len(values) == 1:
-        return statistics.estimate(values[0].values())
-    common = set.intersection(*map(set, values)) if values else set()
-    per_seed = statistics.estimate(float(np.mean([found[seed] for found in values])) for seed in sorted(common))
-    return replace(statistics.mean_of([found.values() for found in values]), sd=per_seed.sd)
-
-
 class Scores:
     """Scores of a study at one checkpoint rule.
 
     Args:
-        frame: as `increlora.report.frame.load` returns it.
+        frame: that of `Results`.
         seeds: the study's seeds.
         checkpoint: which number of a run is shown, see `Record.shown`.
     """
 
     def __init__(self, frame: pd.DataFrame, seeds: Sequence[int], checkpoint: Checkpoint):
         self.seeds = tuple(seeds)
-        self._values: dict[tuple[Cell, int], dict[str, float]] = {}
-        self._status: dict[tuple[Cell, int], str] = {}
-        self._stale: set[tuple[Cell, int]] = set()
+        self._values: dict[Run, dict[str, float]] = {}
+        self._status: dict[Run, str] = {}
+        self._stale: set[Run] = set()
         shown = frame[frame["checkpoint"] == checkpoint]
-        names = ("task", "method", "budget", "seed", "metric", "value", "status", "stale")
-        for task, method, budget, seed, metric, value, status, stale in zip(*(shown[n] for n in names), strict=True):
-            run = Cell(task, method, None if pd.isna(budget) else int(budget)), int(seed)
-            self._values.setdefault(run, {})[metric] = value
-            self._status[run] = status
-            if stale:
+        for row in shown.itertuples():
+            run = Cell(row.task, row.method, None if pd.isna(row.budget) else int(row.budget)), int(row.seed)
+            self._values.setdefault(run, {})[row.metric] = row.value
+            self._status[run] = row.status
+            if row.stale:
                 self._stale.add(run)
 
     def by_seed(self, cell: Cell, column: str | None = None) -> dict[int, float]:
@@ -325,7 +414,7 @@ class Scores:
         return self._summary(over_tasks(pairs), [*ones, *others])
 
     def _summary(self, estimate: Estimate, cells: Sequence[Cell], scored: tuple[int, ...] = ()) -> Summary:
-        def seeds(condition: Callable[[tuple[Cell, int]], bool]) -> tuple[int, ...]:
+        def seeds(condition: Callable[[Run], bool]) -> tuple[int, ...]:
             return tuple(seed for seed in self.seeds if any(condition((cell, seed)) for cell in cells))
 
         return Summary(
@@ -370,7 +459,7 @@ def header(results: Results) -> list[str]:
     revision = f" at {study.backbone.revision}" if study.backbone.revision else ""
     made = ", pretrained by this study" if study.backbone.pretrain is not None else ""
     options: dict[str, list[Mapping[str, Any]]] = {}
-    for record in results.records.by_run.values():
+    for record in results.records.values():
         options.setdefault(record.run.kind, []).append(record.run.settings.options)
     return [
         f"Study {study.study}. Backbone: {study.backbone.name}{revision}{made}. Data: {data}"
@@ -388,7 +477,7 @@ def hindsight(results: Results, lines: Iterable[Line], tasks: Sequence[str]) -> 
     said = []
     for line in lines:
         early = whole = 0
-        for record in filter(None, (results.records.get(line.on(t), s) for t in tasks for s in results.study.seeds)):
+        for record in (record for task in tasks for record in results.of(line.on(task)).values()):
             best = record.score.best
             if record.allocation and best and best.total_rank is not None:
                 whole += 1

@@ -12,8 +12,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special, stats
@@ -89,6 +89,23 @@ def mean_of(groups: Sequence[Iterable[float | None]]) -> Estimate:
     weights = variances**2 / np.array([one.degrees for one in found])
     total = variances.sum()
     return Estimate(n, mean, None, math.sqrt(total) / len(found), float(total**2 / weights.sum()) if total else 1.0)
+
+
+def paired(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    """The difference at each seed that both have."""
+    return {seed: one[seed] - other[seed] for seed in one if seed in other}
+
+
+def over_tasks(values: Sequence[Mapping[int, float]]) -> Estimate:
+    """The mean over tasks of each task's values by seed.
+
+    The sd is that of the per-seed means over tasks (seeds that every task has), `n` the fewest seeds of a task.
+    """
+    if len(values) == 1:
+        return estimate(values[0].values())
+    common = set.intersection(*map(set, values)) if values else set()
+    per_seed = estimate(float(np.mean([found[seed] for found in values])) for seed in sorted(common))
+    return replace(mean_of([found.values() for found in values]), sd=per_seed.sd)
 
 
 @dataclass(frozen=True)

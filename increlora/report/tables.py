@@ -16,8 +16,7 @@ import pandas as pd
 from increlora.errors import unknown
 from increlora.glue.tasks import TASKS
 from increlora.methods.registry import REFERENCE
-from increlora.report import claims, frame, protocol, published
-from increlora.report.frame import write_csv
+from increlora.report import claims, extra_tables, published
 from increlora.report.published import ALL, Published
 from increlora.report.render import (
     NOTHING,
@@ -31,7 +30,9 @@ from increlora.report.render import (
     probability,
     terminal,
     times,
+    write_csv,
 )
+from increlora.report.results import DECIMALS as RUN_DECIMALS
 from increlora.report.results import (
     Line,
     Results,
@@ -77,7 +78,7 @@ def build(study: Study, records_root: str | Path, out_dir: str | Path) -> list[P
         RecordError: a record is malformed.
     """
     results, out = Results(study, records_root), Path(out_dir)
-    runs = write_csv(results.frame, out / f"{study.study}_runs.csv", frame.DECIMALS)
+    runs = write_csv(results.frame, out / f"{study.study}_runs.csv", RUN_DECIMALS)
     return [runs, *(path for table in tables(results) for path in table.write(out))]
 
 
@@ -507,8 +508,8 @@ def _table(
 
 
 MADE_BY: dict[str, Callable[[Results], Table]] = {
-    **{"table1": table1, "table2": table2, "table3": table3, "variants": variants, "headroom": protocol.headroom},
-    **{"claims": claims.table, "selection": protocol.selection, "checkpoints": protocol.checkpoints},
-    "cost": protocol.cost,
+    **{"table1": table1, "table2": table2, "table3": table3, "variants": variants, "headroom": extra_tables.headroom},
+    **{"claims": claims.table, "selection": extra_tables.selection, "checkpoints": extra_tables.checkpoints},
+    "cost": extra_tables.cost,
 }
 """Every table by name."""

@@ -14,18 +14,8 @@ from increlora.methods.registry import REFERENCE
 from increlora.report import statistics
 from increlora.report.published import ALL
 from increlora.report.render import NOTHING, Column, Entry, Grid, Table, count, fixed, times
-from increlora.report.results import (
-    CHECKPOINT,
-    Line,
-    Results,
-    averaged,
-    header,
-    over_tasks,
-    paired,
-    reference_of,
-    score,
-    tiers,
-)
+from increlora.report.results import CHECKPOINT, Line, Results, averaged, header, reference_of, score, tiers
+from increlora.report.statistics import over_tasks, paired
 from increlora.study.cells import method_of
 from increlora.study.grid import best, trials
 from increlora.training.record import CHECKPOINTS
@@ -304,7 +294,7 @@ def _cost_entries(row: dict[str, Any]) -> tuple[Entry, ...]:
 def _cost_notes(results: Results, rows: Sequence[dict[str, Any]]) -> list[str]:
     per_rank = results.numbers_per_rank
     with_m = "" if per_rank is None else f", with m = {per_rank:,.0f} numbers added by one rank in every matrix"
-    allocations = (record.allocation for record in results.records.by_run.values())
+    allocations = (record.allocation for record in results.records.values())
     matrices = next((len(one.modules) for one in allocations if one and one.modules), None)
     each = f" {matrices}" if matrices else ""
     notes = [

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 ABANDONED_SECONDS = 600.0
 """Age at which what is half-written counts as left by a writer that was killed."""
@@ -45,6 +46,33 @@ def whole_folder(path: Path) -> Iterator[Path]:
     finally:
         for rest in (folder, old):
             shutil.rmtree(rest, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into that takes the name `path` at the end of the block, synced to disk; its folder is made.
+
+    If the block fails, what was written is deleted and what had the name stays. The temporary file lies beside `path`
+    as ``.<name>.*.tmp``, where a writer that is killed leaves it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself or the nearest folder above it that exists: where it would be made."""
+    path = path.absolute()
+    return next(one for one in (path, *path.parents) if one.exists())
 
 
 def is_abandoned(path: Path) -> bool:

@@ -145,6 +145,11 @@ def test_counts_of_deberta_v3_base(kind, budget, expected):
     assert counted.total == 184_423_682 + added
 
 
+def test_a_budget_of_parameters_is_that_of_lora():
+    counted = count("increlora", 2, BASE, options={"budget_by": "parameters"})
+    assert counted.trainable == count("lora", 2, BASE).trainable
+
+
 @pytest.mark.parametrize(("labels", "head"), [(1, 591_361), (3, 592_899)])
 def test_head_depends_on_the_labels(labels, head):
     config = copy.deepcopy(BASE)

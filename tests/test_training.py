@@ -372,10 +372,10 @@ def test_a_checkpoint_that_does_not_fit_starts_the_run_anew(
 def test_a_finished_run_leaves_no_checkpoint_behind(tmp_path: Path) -> None:
     kept = checkpoints.Checkpoint("0123", tmp_path)
     kept.save({})
-    (tmp_path / "0123.99.tmp").write_bytes(b"half-written, then killed")
-    (tmp_path / "4567.99.tmp").write_bytes(b"of another run")
+    (tmp_path / ".0123.pt.99.tmp").write_bytes(b"half-written, then killed")
+    (tmp_path / ".4567.pt.99.tmp").write_bytes(b"of another run")
     kept.delete()
-    assert [path.name for path in tmp_path.iterdir()] == ["4567.99.tmp"]
+    assert [path.name for path in tmp_path.iterdir()] == [".4567.pt.99.tmp"]
 
 
 def test_runs_share_gpus_through_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

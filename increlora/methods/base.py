@@ -100,7 +100,7 @@ class Adaptation:
         recipe: the training to come.
         head: names of the head's parameters in `model`.
         budget_parameters: trainable parameters at the nominal budget, which `parameters` is compared with; set by
-            `increlora.methods.registry.prepare` unless a method has set it.
+            `increlora.methods.registry.prepare`.
         counts_head: whether `parameters` counts the head as trainable (full fine-tuning only).
     """
 

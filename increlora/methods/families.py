@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from increlora.errors import ConfigError, unknown
+from increlora.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,17 +133,6 @@ FAMILIES: dict[str, Family] = {
     )
 }
 """Every family by ``model_type``."""
-
-
-def family_of(model_type: str, field: str = "backbone.name") -> Family:
-    """The family of an architecture.
-
-    Raises:
-        ConfigError: it has no entry.
-    """
-    if model_type not in FAMILIES:
-        raise unknown(field, model_type, FAMILIES)
-    return FAMILIES[model_type]
 
 
 def target_modules(model_type: str, given: str | None = None) -> str:

@@ -205,11 +205,6 @@ class SvdLora(PeftAdaptation):
 class IncreLora(SvdLora):
     """IncreLoRA while it trains."""
 
-    def __init__(self, setup: Setup[Any], config: IncreLoraConfig):
-        super().__init__(setup, config)
-        if config.budget_by == "parameters":
-            self.budget_parameters = lora_parameters(setup.shapes, uniform_ranks(setup.shapes, setup.size))
-
     def events(self) -> list[dict[str, Any]]:
         return self._tuner.growth_events()
 
@@ -237,6 +232,12 @@ def prepare(setup: Setup[IncreLoraOptions]) -> Adaptation:
     return IncreLora(setup, setup.options.tuner_config(target_modules=setup.target_modules, target_r=setup.size))
 
 
+def _parameters_at_budget(shapes: Shapes, rank: int, options: Options) -> int:
+    """A budget of parameters is what LoRA has at that rank; a budget of ranks adds a lambda to each of them."""
+    is_of_parameters = (options.model_extra or {}).get("budget_by") == "parameters"
+    return (lora_parameters if is_of_parameters else svd_parameters)(shapes, uniform_ranks(shapes, rank))
+
+
 _SCORES = {
     "mean": "mean of |ΔW · grad| over its entries (paper)",
     "sum_sqrt": "sum of |ΔW · grad| over the root of the number of entries (authors' code)",
@@ -262,7 +263,7 @@ METHOD = Method(
     kind="increlora",
     title="IncreLoRA",
     budget=RANK,
-    parameters=lambda shapes, rank: svd_parameters(shapes, uniform_ranks(shapes, rank)),
+    parameters=_parameters_at_budget,
     prepare=prepare,
     look=Look("#D55E00", "o"),
     options=IncreLoraOptions,

@@ -120,8 +120,8 @@ class Method:
         kind: its name in configs.
         title: how tables print it.
         budget: what a budget of it is; None if it has none.
-        parameters: trainable parameters at a budget, without the head, from the shapes of the adapted matrices;
-            ``"build"`` for a method that is counted by adapting a model without weights.
+        parameters: trainable parameters, without the head, from the shapes of the adapted matrices, the budget and the
+            options; ``"build"`` for a method that is counted by adapting a model without weights.
         prepare: adapts ``setup.model`` in place, leaves ``requires_grad`` on exactly what trains, the head included.
         look: in figures.
         options: model of its options.
@@ -140,7 +140,7 @@ class Method:
     kind: str
     title: str
     budget: Budget | None
-    parameters: Callable[[Shapes, int], int] | Literal["build"]
+    parameters: Callable[[Shapes, int, Options], int] | Literal["build"]
     prepare: Callable[[Setup[Any]], Adaptation]
     look: Look
     options: type[Options] = Options

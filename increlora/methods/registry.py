@@ -151,8 +151,8 @@ def prepare(
         adaptation = method.prepare(setup)
     if method.parameters == "build":
         adaptation.budget_parameters = adaptation.parameters().trainable
-    elif not hasattr(adaptation, "budget_parameters"):
-        adaptation.budget_parameters = method.parameters(shapes, setup.size)
+    else:
+        adaptation.budget_parameters = method.parameters(shapes, setup.size, chosen)
     return adaptation
 
 
@@ -165,13 +165,21 @@ def meta_model(config: PretrainedConfig) -> nn.Module:
         return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
 
 
-def count(kind: str, budget: int | None, config: PretrainedConfig, target_modules: str | None = None) -> ParameterCount:
+def count(
+    kind: str,
+    budget: int | None,
+    config: PretrainedConfig,
+    *,
+    options: Mapping[str, Any] | None = None,
+    target_modules: str | None = None,
+) -> ParameterCount:
     """Parameters of a method at its nominal budget, without weights: what a plan prints before anything is trained.
 
     Args:
         kind: name of the method.
         budget: rank per module, bottleneck width, or None.
         config: of the backbone, with ``num_labels``.
+        options: as in `prepare`.
         target_modules: as in `prepare`.
 
     Returns:
@@ -184,11 +192,11 @@ def count(kind: str, budget: int | None, config: PretrainedConfig, target_module
     from increlora.methods.families import target_modules as chosen_modules
 
     method, model = get_method(kind), meta_model(config)
-    setup = Setup(model, _ANY_RECIPE, method.options(), budget)
+    setup = Setup(model, _ANY_RECIPE, validate_options(kind, options or {}), budget)
     if method.parameters == "build":
         return method.prepare(setup).parameters()
     shapes = target_shapes(model, chosen_modules(config.model_type, target_modules))
-    trainable = method.parameters(shapes, setup.size)
+    trainable = method.parameters(shapes, setup.size, setup.options)
     backbone = sum(parameter.numel() for parameter in model.parameters())
     head = sum(parameter.numel() for parameter in head_parameters(model).values())
     return ParameterCount(trainable, head, backbone + trainable)

@@ -10,6 +10,7 @@ import shutil
 import torch
 
 from increlora.errors import ConfigError
+from increlora.files import nearest_existing
 from increlora.glue.loading import load_task
 from increlora.glue.tasks import TASKS
 from increlora.study.budgets import check_budgets
@@ -62,9 +63,7 @@ def _check_gpus(study: Study) -> None:
 
 def _check_disk(parameters: int) -> None:
     """A checkpoint is written beside the one before."""
-    place = places.checkpoints().absolute()
-    while not place.exists():
-        place = place.parent
+    place = nearest_existing(places.checkpoints())
     needed, free = 2 * BYTES_PER_PARAMETER * parameters, shutil.disk_usage(place).free
     if free < needed:
         told = f"checkpoints of a run take up to {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB left"

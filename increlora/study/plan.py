@@ -98,6 +98,7 @@ def plan(study: Study) -> list[PlanRow]:
     rows = []
     for (variant, budget), own in cells.items():
         runs = cell_runs(study, own)
+        kind, options, modules = runs[0].kind, runs[0].options, study.backbone.target_modules
         rows.append(
             PlanRow(
                 method=variant,
@@ -107,7 +108,7 @@ def plan(study: Study) -> list[PlanRow]:
                 tasks=len(own),
                 runs=len(runs),
                 steps=sum(run.training.steps(run.data.rows(TASKS[run.task])[0]).total for run in runs),
-                parameters=count(runs[0].kind, budget, config, study.backbone.target_modules).trainable,
+                parameters=count(kind, budget, config, options=options, target_modules=modules).trainable,
                 hours=sum(estimate_seconds(run, size, machine) for run in runs) / 3600,
                 machine=machine.name,
             )

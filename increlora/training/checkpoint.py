@@ -6,9 +6,7 @@ the state of every random generator and of a method's allocation beside weights 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from increlora.files import whole_file
 from increlora.training import places
 
 logger = logging.getLogger(__name__)
@@ -38,17 +37,12 @@ class Checkpoint:
 
         Where that is not possible, a warning says why; training goes on, and the checkpoint before stays.
         """
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with whole_file(self.path) as file:
                 torch.save({"digest": self.digest, "random": random_state(), **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileNotFoundError):  # another process has finished this run and cleaned up
-                os.replace(temporary, self.path)
+        except FileNotFoundError:  # another process has finished this run and cleaned up
+            pass
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
             cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch's writer hides it
             if not isinstance(cause, OSError):
                 raise
@@ -67,7 +61,7 @@ class Checkpoint:
 
     def delete(self) -> None:
         """Remove it, and what a kill left half-written; the run is finished and its record is safe."""
-        for path in (self.path, *self.path.parent.glob(f"{self.digest}.*.tmp")):
+        for path in (self.path, *self.path.parent.glob(f".{self.path.name}.*.tmp")):
             path.unlink(missing_ok=True)
 
 

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from increlora.errors import ConfigError
+from increlora.files import nearest_existing
 
 
 def checkpoints() -> Path:
@@ -37,9 +38,7 @@ def check_writable(records: str | Path) -> None:
         _modules(): "make it writable, or set HF_HOME",
     }
     for folder, remedy in chosen.items():
-        place = folder.absolute()
-        while not place.exists():
-            place = place.parent
+        place = nearest_existing(folder)
         try:
             with tempfile.TemporaryFile(dir=place) as file:
                 file.write(bytes(4096))

@@ -11,9 +11,7 @@ import contextlib
 import functools
 import json
 import math
-import os
 import random
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +29,7 @@ from pydantic import (
 )
 
 from increlora.errors import IncreLoraError
-from increlora.files import is_abandoned
+from increlora.files import is_abandoned, whole_file
 from increlora.glue.tasks import TASKS, Task
 from increlora.training.settings import RunSettings
 
@@ -203,19 +201,15 @@ class Ranks(_Block):
 
 
 class Orthogonality(_Block):
-    """Deviations from orthogonality after a step (Figure 5)."""
+    """Deviations from orthogonality after a step, as `increlora.methods.base.Orthogonality` defines them."""
 
     step: int
     A: float
-    """Mean over modules of ||A A^T - I||_F^2, active components."""
     B: float
-    """Mean over modules of ||B^T B - I||_F^2, active components."""
     A_with_reserve: float
     B_with_reserve: float
     norm: float
-    """Mean over all A and B of the norm, not squared, active components."""
     norm_with_reserve: float
-    """What the authors' code logs."""
 
 
 class Allocation(_Block):
@@ -400,28 +394,19 @@ def _half(task: str, split: str, rows: int, which: int) -> list[int]:
 
 
 def write_record(path: str | Path, record: Record) -> None:
-    """Write a record whole or not at all: to a temporary file beside it, synced to disk, then renamed.
+    """Write a record, whole or not at all.
 
     Each block of the record is one line, so that a difference between two records shows which block it is in.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
     content = record.model_dump(mode="json")
     blocks = (f"{json.dumps(name)}: {json.dumps(block, allow_nan=False)}" for name, block in content.items())
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write("{\n" + ",\n".join(blocks) + "\n}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):  # a full disk does not say of which file
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        with whole_file(path) as file:
+            file.write(("{\n" + ",\n".join(blocks) + "\n}\n").encode())
+    except OSError as error:  # a full disk does not say of which file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sweep(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 Commands import what they need: `increlora --help` takes 0.05 s; with pandas at the top it would take 1 s, with Torch 5.
 
-Exit codes: 0 done, 1 something failed (a run, a check of records), 2 the user's to mend (one line says what).
+Exit codes: 0 done, 1 something failed (a run, a check of records), 2 a mistake that the user can fix (one
+line says how).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = options.command(options) or 0
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `head` has seen enough; what is still buffered goes nowhere
+    except BrokenPipeError:  # the reader has gone, as `head` does: discard what is still buffered
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (IncreLoraError, OSError) as error:
@@ -119,7 +120,7 @@ def _failures(options: argparse.Namespace) -> None:
     failed, absent = failures(_study(options))
     if not failed:
         print(f"{len(absent)} runs are not finished" if absent else "every run is finished", end="; ")
-        print("no run failed by itself, the messages above say what did")
+        print("none of them failed; see the messages above")
         return
     print(f"{len(failed)} run{'s' if len(failed) > 1 else ''} failed:")
     for run, reason, log in failed[:MOST_SHOWN]:
@@ -211,7 +212,7 @@ def _study(options: argparse.Namespace) -> Study:
 
 
 def _seeds(option: str, given: Sequence[str]) -> tuple[int, ...]:
-    """Seeds from the command line, held to the same rules as those of a config."""
+    """Seeds from the command line, validated like those of a config."""
     from increlora.study.config import Seeds
     from increlora.study.mistakes import parsed
 
@@ -255,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = command("plan", _plan, "what a study will cost, and whether its budgets fit", config=True)
     plan.add_argument("--csv", metavar="FILE", help="also write the plan there")
-    check = command("check", _check, "whether a study's config is right and all that it needs is there", config=True)
+    check = command("check", _check, "whether a study's config is valid and everything it needs is there", config=True)
     check.add_argument("--here", action="store_true", help="its runs will be on this machine: check GPUs and disk too")
     command("verify", _verify, "compare finished runs with a study's config", config=True, records=True)
 
@@ -286,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     corpus.add_argument("out", metavar="FOLDER")
     corpus.add_argument("--seed", default="0")
 
-    store = command("store", None, "the store of finished runs")
+    store = command("store", None, "manage the store of finished runs")
     adopt = store.add_subparsers(required=True, metavar="COMMAND").add_parser("adopt", help="take in finished runs")
     adopt.add_argument("records", nargs="?", default=RECORDS, metavar="FOLDER")
     adopt.set_defaults(command=_adopt)

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, as the tuner defines them, and those of the file system."""
+"""Errors that a user can fix, as the tuner defines them, and those of the file system."""
 
 import errno
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 ABANDONED_SECONDS = 600.0
-"""Age at which what is half-written counts as left by a writer that was killed."""
+"""Age from which a half-written file or folder counts as left over by a writer that was killed."""
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A new folder beside `path`, to write into; synced to disk, it takes the name `path` at the end of the block.
 
-    What has that name already is replaced. If the block fails the new folder is deleted; what an earlier writer left
-    when it was killed is deleted at the beginning.
+    An earlier folder of that name is replaced. If the block fails the new folder is deleted; leftovers of writers that
+    were killed are deleted first.
 
     Raises:
         OSError: it cannot be written. Libraries that are written in Rust raise other errors, with the same number.
@@ -52,8 +52,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write into that takes the name `path` at the end of the block, synced to disk; its folder is made.
 
-    If the block fails, what was written is deleted and what had the name stays. The temporary file lies beside `path`
-    as ``.<name>.*.tmp``, where a writer that is killed leaves it.
+    If the block fails, what was written is deleted and an earlier file of that name stays. A writer that is killed
+    leaves ``.<name>.*.tmp`` in the same folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
@@ -76,7 +76,7 @@ def nearest_existing(path: Path) -> Path:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether something half-written is so old that its writer must have been killed."""
+    """Whether a half-written file or folder is so old that its writer must have been killed."""
     return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
 
 

@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face Hub: downloaded or from the cache, and in one sentence why not."""
+"""Repositories of the Hugging Face Hub: from the cache or downloaded, or one sentence that says why neither works."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         patterns: the files to download.
 
     Raises:
-        ConfigError: there is no such repository or revision, or it cannot be had.
+        ConfigError: there is no such repository or revision, or it is out of reach.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
@@ -34,13 +34,13 @@ def snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
 
 def unavailable(block: str, name: str, error: Exception, part: str = "") -> ConfigError:
-    """Why a repository cannot be had and what to do.
+    """Why a repository is not available, and what to do about it.
 
     Args:
         block: of the config, ``backbone`` or ``data``.
         name: of the repository.
         error: what the client library raised.
-        part: words for what was wanted of the repository.
+        part: names the part of the repository that was wanted.
     """
     from huggingface_hub import constants, errors
 

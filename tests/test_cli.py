@@ -172,7 +172,7 @@ def test_failures_say_which_why_where_and_what_next(
     assert f"increlora run {SMOKE} --task rte --method lora --budget 2 --seed 1" in said[4]
     log.write_text("")
     assert main(["failures", str(SMOKE)]) == 0
-    assert capsys.readouterr().out.startswith(f"{runs} runs are not finished; no run failed by itself")
+    assert capsys.readouterr().out.startswith(f"{runs} runs are not finished; none of them failed")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

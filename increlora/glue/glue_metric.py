@@ -1,4 +1,4 @@
-"""GLUE's metrics as an `evaluate` module that lies in the package, so that no network is needed to load it.
+"""GLUE's metrics as an `evaluate` module inside the package, so that no network is needed to load it.
 
 ``evaluate.load(<this file>, "rte")`` gives what ``evaluate.load("glue", "rte")`` gives.
 """

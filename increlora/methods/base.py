@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 _NOT_IN_USE = re.compile(r"\.(original_module|ranknum)\.")
-"""PEFT's frozen copy of a wrapped head and AdaLoRA's constants: parameters by type, but not of the adapted model."""
+"""PEFT's frozen copy of a wrapped head and AdaLoRA's constants: `Parameter`s, but not parameters of the model."""
 
 
 class AllocationError(IncreLoraError):
@@ -153,7 +153,7 @@ class Adaptation:
         return ParameterCount(trainable=self.peak_trainable(), head=head, total=total)
 
     def peak_trainable(self) -> int:
-        """The most parameters that receive a gradient at any point of training; the head counts as in `parameters`."""
+        """Largest number of parameters with a gradient at any point of training; the head counts as in `parameters`."""
         trainable = self.named_trainable()
         return sum(p.numel() for name, p in trainable.items() if self.counts_head or name not in self.head)
 
@@ -174,15 +174,15 @@ class Adaptation:
         return None
 
     def regularisation(self) -> float | None:
-        """The weighted regulariser of the present weights; None for a method without one."""
+        """The weighted regulariser at the current weights; None for a method without one."""
         return None
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of all that training changed, on the CPU: what a best checkpoint keeps."""
+        """A copy of everything that training has changed, on the CPU: what the best checkpoint holds."""
         return {name: p.detach().to("cpu", copy=True) for name, p in self.named_trainable().items()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Put back what `weights` returned.
+        """Restore what `weights` returned.
 
         Raises:
             IncreLoraError: the weights belong to another method, budget or backbone.
@@ -207,7 +207,7 @@ class Adaptation:
         return {"weights": self.weights(), "method": self._method_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.load_weights(state["weights"])
         self._load_method_state(state["method"])
 
@@ -223,7 +223,7 @@ class Adaptation:
         return {}
 
     def _load_method_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what `_method_state` returned."""
+        """Restore what `_method_state` returned."""
 
 
 def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:

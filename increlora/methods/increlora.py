@@ -55,7 +55,7 @@ class TunerOptions(Options):
         **{"lora_alpha": 16, "lora_dropout": 0.0},
         **dict.fromkeys(("scaling", "orth_reg_weight", "orth_reg", "init_std")),
     }
-    """What a run's settings hold even where a config says nothing.
+    """Fields that a run's settings spell out even where the config does not set them.
 
     Digests of finished runs depend on it, so it never changes: a field that `IncreLoraConfig` gains is in the settings
     of the runs that set it.

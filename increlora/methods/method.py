@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Options(Block):
-    """Options of one method: what a config may set under `methods.<variant>.options`. Without fields there are none."""
+    """Options of one method: what a config may set under `methods.<variant>.options`. The base class has none."""
 
     def check(self, budget: int | None, recipe: Recipe, shapes: Shapes, field: str = "options") -> None:
         """Raise `ConfigError` if this budget is impossible with this recipe on matrices of these shapes.
@@ -125,7 +125,7 @@ class Method:
         prepare: adapts ``setup.model`` in place, leaves ``requires_grad`` on exactly what trains, the head included.
         look: in figures.
         options: model of its options.
-        allocates: whether its runs end with a rank per module that was found in training.
+        allocates: whether training decides the rank of each module.
         needs_ranks: whether it starts from such a distribution of a finished run.
         passes: floating-point operations per token and parameter of a training step: 2 forward, 2 for the gradients of
             the activations, and 2 more where every matrix trains.
@@ -133,7 +133,7 @@ class Method:
         paper_memory: None where the paper gives no formula.
         components: what Table 2 ablates.
         note: sentence for a table's notes on the options of its runs.
-        protocol: raise it when the same settings begin to mean another training: finished runs of this method then no
+        protocol: raise it with every change to what the same settings train: finished runs of this method then no
             longer count, those of all others still do.
     """
 

@@ -116,8 +116,8 @@ def prepare(
 ) -> Adaptation:
     """Prepare a model for one run.
 
-    What a method adds is initialised from ``recipe.seed`` alone, whatever random numbers were drawn before; the
-    caller's random state stays as it was.
+    What a method adds is initialised from ``recipe.seed`` alone; the caller's random state does not matter and is left
+    unchanged.
 
     Args:
         kind: name of the method.

@@ -1,4 +1,4 @@
-"""The paper's claims, each held against a study's records: supported, contradicted, or not visible in this study.
+"""The paper's claims, each tested on a study's records: supported, contradicted, or not visible in this study.
 
 A claim is a row of `claims.csv`: a quantity of two rows of an artefact (or of one), and which way the paper says that
 their difference goes. Every difference is paired by seed and averaged over the artefact's tasks. Rows of the artefact
@@ -46,8 +46,8 @@ class Claim(NamedTuple):
         claim: in words.
         where: artefact whose rows and tasks it is about.
         quantity: key of `QUANTITIES`.
-        first, second: rows of the artefact by `Results.roles`; without a second the first is held against 0. Of several
-            budgets the first counts with its lowest, and has to hold against each of the second.
+        first, second: rows of the artefact by `Results.roles`; without a second the first is compared with 0. Of several
+            budgets of the first only the lowest counts, and the claim has to hold against every one of the second.
         sign: 1 where the paper says that the first is higher, -1 lower, 0 where it takes no side.
         margin: by how much the quantity may exceed 0, for a claim that it does not; None for all others.
         unit: of the quantity.

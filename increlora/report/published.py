@@ -3,8 +3,8 @@
 Every row says whether its value was *read* in a paper, *inferred* from values that were, or is an *ordering* stated
 without a number; *recorded* ones come from runs of the authors' code. What is not in the file is not known, and no
 table guesses it. All but the recorded ones are DeBERTaV3-base on GLUE.
-Comparisons of rows stand there too, in the order in which tables print them; those that only this package makes are
-*unpublished*.
+The comparisons of rows are listed there too, in the order in which tables print them; those that only this package
+makes are *unpublished*.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def printed_params(method: str, label: str | None) -> str:
 
 
 def budget_label(method: str, budget: int | None, budgets: list[int]) -> str | None:
-    """Which of the papers' budgets a row stands for.
+    """Which of the papers' budgets a row corresponds to.
 
-    With two budgets in a family of methods (as in Table 1) the larger stands for 1.2M and the smaller for 0.3M, on
+    With two budgets in a family of methods (as in Table 1) the larger corresponds to 1.2M and the smaller to 0.3M, on
     any backbone; otherwise only the papers' own numbers are recognised.
 
     Args:

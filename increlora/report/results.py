@@ -140,7 +140,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """What the records say about one number.
+    """Everything that a table says about one number.
 
     Attributes:
         estimate: mean, sd, interval over seeds.
@@ -471,7 +471,7 @@ def header(results: Results) -> list[str]:
 
 
 def hindsight(results: Results, lines: Iterable[Line], tasks: Sequence[str]) -> list[str]:
-    """Rows with runs whose best checkpoint has another total rank than the finished model: it was found in growth."""
+    """A line for each row with best checkpoints from before the end of growth, by their total rank."""
     if results.study.report.checkpoint == "last":
         return []
     said = []

@@ -49,7 +49,7 @@ class Estimate:
 
     @property
     def p(self) -> float | None:
-        """Two-sided p-value of "the mean is 0"; None without spread to hold the mean against."""
+        """Two-sided p-value of "the mean is 0"; None without a spread to compare the mean with."""
         if self.mean is None or not self.error:
             return None
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.degrees))

@@ -298,7 +298,7 @@ def table3(results: Results) -> Table:
 
 
 def variants(results: Results) -> Table:
-    """Variants of a method at one budget, each held against the first."""
+    """Variants of a method at one budget, each compared with the first."""
     lines = _rows_at_one_budget(results, "variants")
     pairs = {(line, lines[0]): "" for line in lines[1:]}
     return _comparison(results, "variants", "Variants of a method", lines, [], pairs, [])

@@ -30,14 +30,14 @@ from increlora.training.settings import Data, RunSettings
 def check_budgets(study: Study, config: PretrainedConfig | None = None) -> None:
     """Checks every budget, with its options and number of steps, against the real shapes of the backbone.
 
-    Data in a local folder are read as well, since they are at hand and may be anything.
+    Data in a local folder are read as well: their number of rows can be anything.
 
     Args:
         study: the study.
         config: of the backbone as its repository has it; without it the shape is that of `backbone_of`.
 
     Raises:
-        ConfigError: a budget does not fit, or the backbone's shape cannot be had.
+        ConfigError: a budget does not fit, or the backbone's shape is not available.
         IncreLoraError: local data are malformed.
     """
     config, model = backbone_of(study, config)
@@ -87,7 +87,7 @@ def backbone_of(study: Study, config: PretrainedConfig | None = None) -> tuple[P
     config.num_labels = 2
     try:
         return config, meta_model(config)
-    except Exception as error:  # whatever a config.json makes its architecture stumble over
+    except Exception as error:  # a broken config.json raises errors of any type
         raise _unusable(study, "no model can be built from its config", error) from None
 
 

@@ -244,7 +244,7 @@ class Artefacts(_Block):
     variants: Comparison | None = None
     headroom: Headroom | None = None
     claims: Literal[True] | Names | None = None
-    """The paper's claims held against the records of the artefacts here; `true` for all that these can answer."""
+    """The paper's claims, tested on the records of the artefacts here; `true` for all that these can answer."""
     figure4: Figure4 | None = None
     figure5: Figure5 | None = None
     figure6: Figure6 | None = None

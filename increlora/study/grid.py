@@ -81,7 +81,7 @@ def _variant(study: Study, origin: str, values: Mapping[str, Any]) -> Variant:
 
 
 def _printed(value: Any) -> str:
-    """A number without zeros that say nothing: 1.8e-4, 16."""
+    """A number without trailing zeros: 1.8e-4, 16."""
     if not isinstance(value, float):
         return str(value)
     mantissa, exponent = f"{value:e}".split("e")

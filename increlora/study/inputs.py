@@ -1,6 +1,6 @@
 """Checks before training of what a study reads and needs: model, tokenizer and data, disk and GPUs.
 
-They load everything once, as each run will, so that nothing of it can be news to the first job.
+Everything is loaded once, exactly as each run will load it, so that no job is the first to find a problem.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def log_of(study: str, job: str) -> str:
 
 
 def backbone_file(study: Study) -> list[str]:
-    """The file that stands for the backbone, where the study pretrains its own."""
+    """The file whose presence means that the backbone is ready, if the study pretrains its own."""
     return [f"{backbone_path(study.backbone)}/config.json"] if study.backbone.pretrain is not None else []
 
 

@@ -84,7 +84,7 @@ def plan(study: Study) -> list[PlanRow]:
     """One row per variant and budget, in the order in which artefacts first show them.
 
     Raises:
-        ConfigError: a budget does not fit the backbone, or the backbone's shape cannot be had.
+        ConfigError: a budget does not fit the backbone, or the backbone's shape is not available.
     """
     check_budgets(study)
     cells: dict[tuple[str, int | None], list[Cell]] = {}

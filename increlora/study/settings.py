@@ -91,6 +91,6 @@ def backbone_path(backbone: Backbone) -> str | None:
 
 
 def _located(backbone: Backbone) -> Backbone:
-    """The backbone with its folder; its pretraining settings in one order, whatever that of the config."""
+    """The backbone with its folder, and its pretraining settings sorted: their order in the config is irrelevant."""
     pretrain = backbone.pretrain and dict(sorted(backbone.pretrain.items()))
     return backbone.model_copy(update={"path": backbone_path(backbone), "pretrain": pretrain})

@@ -1,7 +1,7 @@
-"""Trains runs of a study one after the other in this process, and says how the study is getting on.
+"""Trains runs of a study one after the other in this process, and logs the progress of the study.
 
-A run that is already finished comes from the store. A run that fails is reported and the others still run, so that
-starting again has only the failed ones left to do.
+A run that is already finished comes from the store. A run that fails is reported and does not stop the others, so that
+only the failed ones are left for the next attempt.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def train(
 
 
 class Meter:
-    """Says after every run how far its process and the whole study are.
+    """Logs after every run how far this process and the whole study are.
 
     Jobs run beside one another, so the study's progress is that of its records on disk, and the time left follows from
     how fast those appeared since this process began.

@@ -58,7 +58,7 @@ def _stale(finding: Finding, told: str) -> Finding:
 
 
 def _unlike_corpus(settings: RunSettings, record: Record) -> str | None:
-    """What in a record on the built-in corpus the corpus does not have."""
+    """How a record on the built-in corpus contradicts the corpus; None if it does not."""
     if settings.data.source != "builtin":
         return None
     corpus = _corpus(settings.task, settings.data)
@@ -80,7 +80,7 @@ def _corpus(task: str, data: Data) -> TaskData:
 
 
 def _origins(record: Record | None) -> Iterator[tuple[str, str]]:
-    """What a run saw that other runs have to have seen as well; each draw of the built-in corpus is another one."""
+    """The origins that all runs of a study have to share; draws of the built-in corpus differ and are left out."""
     if record is None:
         return
     backbone, data, task = record.provenance.backbone, record.provenance.data, record.run.task
@@ -94,6 +94,6 @@ def _origins(record: Record | None) -> Iterator[tuple[str, str]]:
 
 
 def unexpected(study: Study, records_root: str | Path = "results/runs") -> list[Path]:
-    """Records of this study's name that belong to none of its runs."""
+    """Records in the study's folder that are not those of any of its runs."""
     wanted = {settings.record_path(records_root) for settings in all_runs(study)}
     return [path for path in sorted((Path(records_root) / study.study).rglob("seed*.json")) if path not in wanted]

@@ -107,7 +107,7 @@ def load_tokenizer(backbone: Backbone, vocab_size: int | None = None) -> Any:
 
 @contextlib.contextmanager
 def _loading(field: str, message: str) -> Iterator[None]:
-    """Transformers raises errors of many types for a name, a folder, a broken or a truncated file."""
+    """A `ConfigError` for whatever Transformers raises: the type depends on what is wrong with a name or a file."""
     try:
         yield
     except IncreLoraError:
@@ -197,7 +197,7 @@ def _set_classifier_dropout(config: Any, dropout: float) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the notice that the head is new (it always is), the bar over a second's loading, remarks on pickles."""
+    """Silence the warning that the head is new (it always is), the bar of a short load, and warnings about pickles."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

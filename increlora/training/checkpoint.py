@@ -35,7 +35,7 @@ class Checkpoint:
     def save(self, state: dict[str, Any]) -> None:
         """Write the state atomically, together with the state of every random generator.
 
-        Where that is not possible, a warning says why; training goes on, and the checkpoint before stays.
+        If that fails, a warning says why, training goes on, and the previous checkpoint stays.
         """
         try:
             with whole_file(self.path) as file:

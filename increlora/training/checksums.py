@@ -1,4 +1,4 @@
-"""Whether a folder that this package has written is still what it was. Light to import, for the workflow."""
+"""Checksums that reveal damage to a folder which this package has written. Light to import, for the workflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write(folder: Path) -> None:
 
 
 def damage(folder: str | Path) -> str | None:
-    """What is wrong with a folder, in a few words; None if all files have the checksums that are listed, if any are."""
+    """What is wrong with a folder, in a few words; None if every listed file has its checksum, or if none is listed."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         return "it has no config.json"

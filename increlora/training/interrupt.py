@@ -1,4 +1,4 @@
-"""The end of a process that trains: on SIGTERM after the step at hand, and with the program that has started it."""
+"""How a training process ends: on SIGTERM after the current step, and together with the Snakemake that started it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from types import FrameType
 
 PARENT = "INCRELORA_PARENT"
-"""Environment variable with the process id of the Snakemake that has started this job."""
+"""Environment variable with the process id of the Snakemake that started this job."""
 POLL_SECONDS = 1.0
-"""Between two looks at it where the system does not tell when a process ends."""
+"""Polling interval on systems that do not report the end of another process."""
 
 
 class Interrupt:
@@ -29,7 +29,7 @@ class Interrupt:
 
 @contextlib.contextmanager
 def noting_sigterm() -> Iterator[Interrupt]:
-    """Within the block SIGTERM is noted and ends nothing. SLURM sends it at a job's time limit, before SIGKILL."""
+    """Within the block SIGTERM is only recorded. SLURM sends it at a job's time limit, before SIGKILL."""
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield interrupt
@@ -44,8 +44,8 @@ def noting_sigterm() -> Iterator[Interrupt]:
 def end_with_parent() -> None:
     """Send this process SIGTERM when Snakemake ends, also when it is killed.
 
-    A killed Snakemake takes nothing along: the shell between it and its job lives on, so neither the parent's id nor
-    the kernel's parent-death signal tells.
+    A Snakemake that is killed leaves its jobs running: the shell between them survives, so neither the parent's process
+    id nor the kernel's parent-death signal reveals it.
     """
     parent = os.environ.get(PARENT, "")
     if not parent.isdecimal():

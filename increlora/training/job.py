@@ -53,7 +53,7 @@ def finish(
 
 
 def _need_backbone(backbone: Backbone, *, progress: bool) -> None:
-    """Make sure that a backbone of the package's own is there and whole: pretrain it, or pretrain it again."""
+    """Pretrain the package's own backbone if it is missing or damaged."""
     if backbone.pretrain is None or backbone.path is None or "RANK" in os.environ:
         return
     folder = Path(backbone.path)
@@ -67,7 +67,7 @@ def _need_backbone(backbone: Backbone, *, progress: bool) -> None:
 
 
 def _check_content(settings: RunSettings, record: Record) -> None:
-    """A local folder is taken for a copy of what the Hub has under the same name; here it is held to that."""
+    """A local folder counts as a copy of the Hub repository of that name: its content must not change between runs."""
     found = record.provenance
     if settings.data.source == "local":
         _same("data", settings.data.path, found.data.fingerprint, _data_fingerprint(settings.task, settings.data))

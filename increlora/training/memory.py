@@ -1,4 +1,4 @@
-"""Peak memory of training, measured: by the allocator on a GPU, by following every tensor of one step elsewhere."""
+"""Peak memory of training, as measured by the allocator on a GPU, elsewhere by tracking every tensor of one step."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MIB = 2**20
 
 
 class LiveTensors(TorchDispatchMode):
-    """Follows the bytes of all tensors that live, from those given to those that appear inside the ``with`` block.
+    """Counts the bytes of all live tensors: those given, and those created inside the ``with`` block.
 
-    A process's resident memory says nothing about one run of many, and the CPU allocator keeps no statistics; what
-    operators allocate and free inside themselves is not seen.
+    The resident memory of a process that trains many runs cannot be split between them, and the CPU allocator keeps no
+    statistics. What an operator allocates and frees internally is not counted.
 
     Args:
         resident: tensors that exist already.
 
     Attributes:
-        live: bytes of the tensors that live now.
-        peak: the most that lived at once.
+        live: bytes of the tensors that are alive now.
+        peak: the largest value of `live`.
     """
 
     def __init__(self, resident: Iterable[Tensor]):

@@ -21,9 +21,9 @@ def store() -> Path:
 
 
 def check_writable(records: str | Path) -> None:
-    """Write a block into each folder that runs write to, or into the one that it will be made in, and delete it.
+    """Check that every folder that runs write to is writable, or the folder in which it would be made.
 
-    Hugging Face's metrics are Python modules that `evaluate` copies into its cache.
+    Among them is the cache into which `evaluate` copies its metrics, which are Python modules.
 
     Args:
         records: folder of the records.

@@ -345,7 +345,7 @@ class Record(_Block):
         predictions: Mapping[str, Packed],
         splits: Sequence[str],
     ) -> None:
-        """Hold metrics against predictions and labels on development or test splits."""
+        """Check metrics against predictions and labels on development or test splits."""
         from increlora.glue.metrics import recompute
 
         for own, split in zip(task.eval_splits, splits, strict=True):
@@ -418,7 +418,7 @@ def sweep(folder: Path) -> None:
 
 
 def read_record(path: str | Path) -> Record:
-    """Read a record and hold it against its own settings, predictions and labels.
+    """Read a record and check it against its own settings, predictions and labels.
 
     Raises:
         RecordError: names the field that is missing, damaged or edited.

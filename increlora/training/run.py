@@ -1,8 +1,8 @@
 """One run: settings in, one record out.
 
-A loop of its own instead of Transformers' Trainer: a run that was killed continues to the same bits from a single file,
-and it starts in half the time, which is most of what a study of many short runs costs. It is the same for all methods;
-what differs between them is behind `increlora.methods.base.Adaptation`.
+A custom loop instead of Transformers' Trainer: a run that was killed resumes bit for bit from a single file, and starts
+in half the time, which is most of the cost of a study of many short runs. The loop is the same for all methods; what
+differs between them is behind `increlora.methods.base.Adaptation`.
 
 On the CPU the record's scores are a function of the settings alone, resumed or not. Under ``torchrun`` every process
 takes its share of each batch and the gradients are averaged, so the effective batch stays that of the settings.
@@ -189,7 +189,7 @@ class _Run:
         return self._record(self._cost(optimizer), self._parameters(), self._allocation())
 
     def _resume(self) -> tuple[torch.optim.Optimizer, Any] | None:
-        """Optimizer and scheduler of the checkpoint, everything else put back; None to start from the beginning."""
+        """Optimizer and scheduler of the checkpoint, all other state restored; None to start from the beginning."""
         state = self.checkpoint.load()
         if state is None:
             return None
@@ -266,7 +266,7 @@ class _Run:
         progress.seconds += time.monotonic() - session_start
 
     def _measured_step(self, rows: list[int], optimizer: torch.optim.Optimizer, scheduler: Any) -> float:
-        """One step with its time; on a CPU a step early in training (while ranks grow) has its memory followed."""
+        """One timed step; on a CPU, one step early in training (while ranks grow) is traced for its memory instead."""
         progress = self.progress
         if self.device.type == "cpu" and progress.peak_memory is None and progress.step >= self.total // 4:
             with LiveTensors(resident_tensors(self.adaptation.model, optimizer)) as tensors:
@@ -361,7 +361,7 @@ class _Run:
         return predictions
 
     def _evaluate(self) -> None:
-        """Score the present weights on every development split, and keep the best ones for the test splits."""
+        """Score the current weights on every development split, and keep the best ones for the test splits."""
         task, progress, adaptation = self.data.task, self.progress, self.adaptation
         predictions = self._predictions(self.evaluation)
         values = metrics.compute(task.name, predictions, self.labels)

@@ -1,9 +1,9 @@
 """Finished runs, kept by the digest of their settings.
 
 Snakemake deletes the declared outputs of a job before it starts it again: when one run of a job fails, or one is added,
-the records of all its runs are gone. The store lies outside of Snakemake's reach, so such a job finds what is already
-finished and trains the rest. Because a digest stands for everything that decides a result,
-an entry never goes stale; deleting the whole folder costs time and nothing else.
+the records of all its runs are gone. The store is out of Snakemake's reach, so such a job restores what is finished and
+trains the rest. A digest covers everything that decides a result, so an entry never goes stale; deleting the whole
+folder costs nothing but time.
 """
 
 from __future__ import annotations

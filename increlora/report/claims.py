@@ -46,8 +46,8 @@ class Claim(NamedTuple):
         claim: in words.
         where: artefact whose rows and tasks it is about.
         quantity: key of `QUANTITIES`.
-        first, second: rows of the artefact by `Results.roles`; without a second the first is compared with 0. Of several
-            budgets of the first only the lowest counts, and the claim has to hold against every one of the second.
+        first, second: rows of the artefact by `Results.roles`; without a second the first is compared with 0. Only the
+            lowest budget of the first counts, and the claim has to hold against every budget of the second.
         sign: 1 where the paper says that the first is higher, -1 lower, 0 where it takes no side.
         margin: by how much the quantity may exceed 0, for a claim that it does not; None for all others.
         unit: of the quantity.

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 ABANDONED_SECONDS = 600.0
 """Age from which a half-written file or folder counts as left over by a writer that was killed."""
@@ -49,7 +49,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write into that takes the name `path` at the end of the block, synced to disk; its folder is made.
 
     If the block fails, what was written is deleted and an earlier file of that name stays. A writer that is killed

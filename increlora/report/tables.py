@@ -16,22 +16,9 @@ import pandas as pd
 from increlora.errors import unknown
 from increlora.glue.tasks import TASKS
 from increlora.methods.registry import REFERENCE
-from increlora.report import claims, extra_tables, published
+from increlora.report import claims, extra_tables, published, render
 from increlora.report.published import ALL, Published
-from increlora.report.render import (
-    NOTHING,
-    Column,
-    Entry,
-    Grid,
-    Table,
-    between,
-    count,
-    fixed,
-    probability,
-    terminal,
-    times,
-    write_csv,
-)
+from increlora.report.render import NOTHING, Column, Entry, Grid, Table, between, count, fixed, probability, times
 from increlora.report.results import DECIMALS as RUN_DECIMALS
 from increlora.report.results import (
     Line,
@@ -78,7 +65,7 @@ def build(study: Study, records_root: str | Path, out_dir: str | Path) -> list[P
         RecordError: a record is malformed.
     """
     results, out = Results(study, records_root), Path(out_dir)
-    runs = write_csv(results.frame, out / f"{study.study}_runs.csv", RUN_DECIMALS)
+    runs = render.write_csv(results.frame, out / f"{study.study}_runs.csv", RUN_DECIMALS)
     return [runs, *(path for table in tables(results) for path in table.write(out))]
 
 
@@ -107,10 +94,7 @@ def show(
     if which is not None and which not in names:
         raise unknown("--only", which, names)
     results = Results(study, records_root)
-    return "\n".join(terminal(MADE_BY[name](results), width, bold) for name in names if which in (None, name))
-
-
-# ---- Differences between rows
+    return "\n".join(render.terminal(MADE_BY[name](results), width, bold) for name in names if which in (None, name))
 
 
 class Difference(NamedTuple):
@@ -127,47 +111,164 @@ class Difference(NamedTuple):
         labels = (self.first.label, self.second.label)
         return " − ".join(f"({label})" if "+" in label else label for label in labels)
 
+    @property
+    def is_in_favour(self) -> bool:
+        """Whether the first row is better, after correction."""
+        better = 1 if self.task == ALL or TASKS[self.task].higher_is_better else -1
+        return self.tested.sign == better
 
-def compare(
-    results: Results, pairs: Iterable[tuple[Line, Line]], tasks: Sequence[str], mean_over: Sequence[str]
-) -> dict[tuple[Line, Line, str], Difference]:
-    """Differences of pairs of rows on every task and in the mean over some of them.
-
-    P-values are corrected together, those of the paper's tasks apart from those of others, so that a further task
-    changes no other number.
-    """
-    groups = {task: [task] for task in tasks} | ({ALL: list(mean_over)} if len(mean_over) > 1 else {})
-    found = [
-        (first, second, task, results.scores.difference(*([line.on(t) for t in members] for line in (first, second))))
-        for first, second in pairs
-        for task, members in groups.items()
-    ]
-    families = [
-        [one for one in found if (one[2] == ALL or TASKS[one[2]].in_all) is of_the_paper]
-        for of_the_paper in (True, False)
-    ]
-    tested = {
-        one[:3]: Difference(*one, test)
-        for family in families
-        for one, test in zip(family, holm([summary.estimate for *_, summary in family]), strict=True)
-    }
-    return {one[:3]: tested[one[:3]] for one in found}
-
-
-def _in_full(difference: Difference) -> list[Entry]:
-    """A difference with its interval, its p and what would be visible."""
-    tested = difference.tested
-    interval = Entry(between(tested.interval, 2), bold=tested.sign != 0)
-    return [
-        score(difference.summary, sign=True),
-        interval,
-        Entry(probability(tested.p)),
-        Entry(fixed(tested.visible, 2)),
-    ]
+    def in_full(self) -> list[Entry]:
+        """Entries for `_full_columns`."""
+        tested = self.tested
+        interval = Entry(between(tested.interval, 2), bold=tested.sign != 0)
+        p, visible = Entry(probability(tested.p)), Entry(fixed(tested.visible, 2))
+        return [score(self.summary, sign=True), interval, p, visible]
 
 
 def _full_columns(group: str) -> list[Column]:
     return [Column(title, group) for title in ("difference", "interval", "p", "visible from")]
+
+
+class _Scores:
+    """What a table of rows by tasks shows: scores, parameters, published values, differences between rows.
+
+    Args:
+        results: the study with its records.
+        name: of the table.
+        lines: its rows.
+        tasks: of its columns.
+        mean_over: tasks of the column "All"; without it where there are fewer than two.
+    """
+
+    def __init__(
+        self, results: Results, name: str, lines: Sequence[Line], tasks: Sequence[str], mean_over: Sequence[str] = ()
+    ):
+        self.results, self.name, self.lines, self.tasks = results, name, lines, tasks
+        self.params = {line: results.mean_over_tasks("trainable", tasks, line) for line in lines}
+        self.places: list[Place] = [(task, column) for task in tasks for column in TASKS[task].columns]
+        scores = results.scores
+        self.summaries = {
+            (line, place): scores.column(line.on(place[0]), place[1]) for line in lines for place in self.places
+        }
+        if len(mean_over) > 1:
+            self.places.append((ALL, "All"))
+            overall = {line: scores.over_tasks([line.on(task) for task in mean_over]) for line in lines}
+            self.summaries |= {(line, self.places[-1]): overall[line] for line in lines}
+        is_whole = set(mean_over) == set(averaged(TASKS))
+        self.known = {
+            (line, place): self._published(line, place) if place[0] != ALL or is_whole else []
+            for line in lines
+            for place in self.places
+        }
+
+    def _published(self, line: Line, place: Place) -> list[Published]:
+        """The published values of a cell, where they may be compared with measured ones."""
+        if self.results.not_comparable or not line.published_method:
+            return []
+        return published.find("table1", line.published_method, line.published_budget, *place)
+
+    def minus_published(self, line: Line, place: Place) -> Entry:
+        return Entry(fixed(_minus(self.summaries[line, place], self.known[line, place]), 2, sign=True))
+
+    def ratio(self, first: Line, second: Line) -> float | None:
+        """Trained parameters of one row, divided by those of another."""
+        mine, its = self.params[first], self.params[second]
+        return mine / its if mine is not None and its else None
+
+    def differences(
+        self, pairs: Iterable[tuple[Line, Line]], mean_over: Sequence[str]
+    ) -> dict[tuple[Line, Line, str], Difference]:
+        """Differences of pairs of rows on every task and, with `ALL`, in the mean over some of them.
+
+        P-values are corrected together, those of the paper's tasks apart from those of others, so that a further task
+        changes no other number.
+        """
+        groups = {task: [task] for task in self.tasks} | ({ALL: list(mean_over)} if len(mean_over) > 1 else {})
+        subtract = self.results.scores.difference
+        found = {
+            (first, second, task): subtract([first.on(t) for t in members], [second.on(t) for t in members])
+            for first, second in pairs
+            for task, members in groups.items()
+        }
+        tested: dict[tuple[Line, Line, str], Tested] = {}
+        for of_the_paper in (True, False):
+            family = [at for at in found if (at[2] == ALL or TASKS[at[2]].in_all) is of_the_paper]
+            tested |= zip(family, holm([found[at].estimate for at in family]), strict=True)
+        return {at: Difference(*at, summary, tested[at]) for at, summary in found.items()}
+
+    def row(self, line: Line, place: Place, summary: Summary, values: Sequence[Published]) -> dict[str, Any]:
+        """One row of the tidy CSV."""
+        estimate = summary.estimate
+        low, high = estimate.interval() or (None, None)
+        value = values[0].value if values else ""
+        return {
+            **{"row": line.label, "method": line.variant, "budget": line.budget, "params_mean": self.params[line]},
+            **{"task": place[0], "column": place[1], "mean": estimate.mean, "sd": estimate.sd},
+            **{"ci_low": low, "ci_high": high, "seeds": estimate.n, "seeds_expected": summary.expected},
+            "published": value or None,
+            "published_source": values[0].source if value else None,
+            "minus_published": _minus(summary, values),
+            "status": summary.status,
+            "collapsed": len(summary.collapsed),
+            "diverged": len(summary.diverged),
+            "note": "; ".join(summary.remarks()) or None,
+        }
+
+    def difference_row(self, one: Difference, values: Sequence[Published]) -> dict[str, Any]:
+        low, high = one.tested.interval or (None, None)
+        return self.row(one.first, (one.task, "difference"), one.summary, values) | {
+            **{"row": one.title, "method": f"{one.first.variant} - {one.second.variant}"},
+            **{"params_ratio": self.ratio(one.first, one.second), "p": one.summary.estimate.p},
+            **{"p_corrected": one.tested.p, "corrected_low": low, "corrected_high": high},
+            "visible": one.tested.visible,
+        }
+
+    def table(
+        self,
+        title: str,
+        grids: Sequence[Grid],
+        meaning: Sequence[str],
+        differences: Iterable[tuple[Difference, Sequence[Published]]],
+    ) -> Table:
+        """The whole table, from its grids, notes on what they mean, and differences with their published values."""
+        results, used = self.results, [values for values in self.known.values() if values]
+        origin = []
+        if results.not_comparable and any(row.artefact == self.name for row in published.load()):
+            origin = [f"Published values are in published.md: {results.not_comparable}, so they are not comparable."]
+        elif used:
+            sources = "; ".join(dict.fromkeys(values[0].source for values in used))
+            origin = [f"Published values are those of {published.TITLE} on GLUE ({sources}); {NOTHING}: not known."]
+        runs = [
+            (line.label, task, results.scores.column(line.on(task), _first(task)))
+            for line in self.lines
+            for task in self.tasks
+        ]
+        notes = [*header(results), *filter(None, meaning), *hindsight(results, self.lines, self.tasks)]
+        notes += [*origin, *what_happened(runs), *legend(grids)]
+        rows = [self.row(*at, self.summaries[at], values) for at, values in self.known.items()]
+        rows += [self.difference_row(one, values) for one, values in differences]
+        tidy = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"budget": "Int64"})
+        return Table(f"{results.study.study}_{self.name}", title, tuple(grids), tuple(notes), tidy, DECIMALS)
+
+
+def _first(task: str) -> str:
+    """First column of a task: runs that go wrong do so in all of its columns."""
+    return next(iter(TASKS[task].columns))
+
+
+def _heading(place: Place) -> Column:
+    task, column = place
+    return Column("All") if task == ALL else Column(column, TASKS[task].title)
+
+
+def _value(values: Sequence[Published]) -> str:
+    return values[0].value if values and values[0].value else NOTHING
+
+
+def _minus(summary: Summary, values: Sequence[Published]) -> float | None:
+    """Measured minus published."""
+    number, mean = values[0].number if values else None, summary.estimate.mean
+    return None if number is None or mean is None else mean - number
 
 
 # ---- Table 1
@@ -176,95 +277,74 @@ def _full_columns(group: str) -> list[Column]:
 def table1(results: Results) -> Table:
     """Comparison of methods over the tasks, and of each with the reference at the same budget."""
     tasks, lines = results.main_lines()
-    places: list[Place] = [(task, column) for task in tasks for column in TASKS[task].columns]
     in_all = averaged(tasks)
-    whole = set(in_all) == set(averaged(TASKS))
-    summaries = _summaries(results, lines, places)
-    if len(in_all) > 1:
-        places.append((ALL, "All"))
-        summaries |= {(line, places[-1]): results.scores.over_tasks([line.on(t) for t in in_all]) for line in lines}
-    known = {
-        (line, place): _published(results, line, place) if place[0] != ALL or whole else []
-        for line in lines
-        for place in places
-    }
+    has_all, is_whole = len(in_all) > 1, set(in_all) == set(averaged(TASKS))
+    scores = _Scores(results, "table1", lines, tasks, in_all)
     references = {line: reference for line in lines if (reference := reference_of(lines, line)) != line}
     pairs = [(line, reference) for line, reference in references.items() if reference]
-    differences = compare(results, pairs, tasks, in_all)
-    params = {line: results.mean_over_tasks("trainable", tasks, line) for line in lines}
-    printed = {line: published.printed_params(line.published_method, line.published_budget) for line in lines}
-    headings = (Column("Method", left=True), Column("#Params"), *map(_heading, places))
-    rules = tiers(lines)
+    differences = scores.differences(pairs, in_all)
+    headings = (Column("Method", left=True), Column("#Params"), *map(_heading, scores.places))
 
-    def grid(caption: str, size: Any, entry: Any) -> Grid:
-        rows = [(Entry(line.label), Entry(size(line)), *(entry(line, place) for place in places)) for line in lines]
-        return Grid(caption, headings, tuple(rows), rules)
+    def grid(caption: str, size: Callable[[Line], str], entry: Callable[[Line, Place], Entry]) -> Grid:
+        rows = [
+            (Entry(line.label), Entry(size(line)), *(entry(line, place) for place in scores.places)) for line in lines
+        ]
+        return Grid(caption, headings, tuple(rows), tiers(lines))
 
     def measured(line: Line, place: Place) -> Entry:
         reference = references.get(line)
-        is_better = reference is not None and _favours(differences[line, reference, place[0]])
-        return score(summaries[line, place], bold=is_better)
+        is_better = reference is not None and differences[line, reference, place[0]].is_in_favour
+        return score(scores.summaries[line, place], bold=is_better)
 
-    def minus_published(line: Line, place: Place) -> Entry:
-        return Entry(fixed(_minus_published(summaries[line, place], known[line, place]), 2, sign=True))
+    def printed_size(line: Line) -> str:
+        return published.printed_params(line.published_method, line.published_budget) or NOTHING
 
-    study = results.study.study
-    grids = [grid(f"Study {study}: measured, mean ± sd over seeds", lambda line: count(params[line]), measured)]
+    caption = f"Study {results.study.study}: measured, mean ± sd over seeds"
+    grids = [grid(caption, lambda line: count(scores.params[line]), measured)]
     if pairs:
-        grids.append(_to_reference(tasks, pairs, differences, params, len(in_all) > 1))
-    if any(known.values()):
-        size = lambda line: printed[line] or NOTHING  # noqa: E731
-        values = grid(
-            f"Published ({published.TITLE}, GLUE development sets)", size, lambda *at: Entry(_value(known[at]))
-        )
-        grids += [values, grid("Measured − published", size, minus_published)]
-    of_all = "the eight tasks" if whole else f"{', '.join(TASKS[t].title for t in in_all)} (the paper's is over eight)"
+        grids.append(_to_reference(scores, pairs, differences, has_all))
+    if any(scores.known.values()):
+        caption = f"Published ({published.TITLE}, GLUE development sets)"
+        grids.append(grid(caption, printed_size, lambda *at: Entry(_value(scores.known[at]))))
+        grids.append(grid("Measured − published", printed_size, scores.minus_published))
+    titles = ", ".join(TASKS[task].title for task in in_all)
+    of_all = "the eight tasks" if is_whole else f"{titles} (the paper's is over eight)"
+    several = [TASKS[task] for task in in_all if len(TASKS[task].columns) > 1]
+    means = " and ".join(f"{task.title} as mean({', '.join(task.columns)})" for task in several)
     notes = [
         "± is the standard deviation over seeds (ddof 1); the CSV has 95 % intervals, Student-t over seeds and for All "
         "with Satterthwaite's degrees of freedom.",
         "#Params: trained parameters, pooler and classifier not counted (a method that trains all weights counts "
         "them too), final count, mean over tasks.",
-        f"All: mean over {of_all}{_as_means(in_all)}." if len(in_all) > 1 else "",
+        f"All: mean over {of_all}{', ' if means else ''}{means}." if has_all else "",
         f"Differences to {REFERENCE.title} are paired by seed, at the same budget (methods without a budget: at the "
         f"largest one), on each task's number. A score is bold where its difference, corrected, is one in its favour. "
         f"{_RULE}"
         if pairs
         else "",
     ]
-    rows = [
-        _row(results, line, place, summaries[line, place], known[line, place], params[line]) for line, place in known
-    ]
-    rows += [_difference_row(results, one, params, []) for one in differences.values()]
-    return _table(results, "table1", "Table 1: comparison of methods", tasks, lines, grids, notes, known, rows)
+    return scores.table("Table 1: comparison of methods", grids, notes, ((one, []) for one in differences.values()))
 
 
 def _to_reference(
-    tasks: Sequence[str],
+    scores: _Scores,
     pairs: Sequence[tuple[Line, Line]],
-    differences: dict[tuple[Line, Line, str], Difference],
-    params: dict[Line, float | None],
+    differences: Mapping[tuple[Line, Line, str], Difference],
     has_all: bool,
 ) -> Grid:
     """Each row minus the reference: the difference on every task, in full in the mean over tasks."""
-    brief = tasks if has_all else tasks[:-1]
-    last = ALL if has_all else tasks[-1]
+    brief, last = (scores.tasks, ALL) if has_all else (scores.tasks[:-1], scores.tasks[-1])
     columns = [Column("Method", left=True), Column(f"to {REFERENCE.title}", "#Params")]
     columns += [Column("difference", TASKS[task].title) for task in brief]
     columns += _full_columns("All" if has_all else TASKS[last].title)
     rows = []
-    for line, reference in pairs:
-        row = [Entry(line.label), Entry(times(_ratio(params, line, reference)))]
-        for task in brief:
-            one = differences[line, reference, task]
+    for pair in pairs:
+        row = [Entry(pair[0].label), Entry(times(scores.ratio(*pair)))]
+        for one in (differences[*pair, task] for task in brief):
             row.append(score(one.summary, bold=one.tested.sign != 0, sign=True))
-        rows.append((*row, *_in_full(differences[line, reference, last])))
+        rows.append((*row, *differences[*pair, last].in_full()))
     caption = f"Difference to {REFERENCE.title} at the same budget, paired by seed"
     return Grid(caption, tuple(columns), tuple(rows), tiers([line for line, _ in pairs]))
-
-
-def _favours(difference: Difference) -> bool:
-    better = 1 if difference.task == ALL or TASKS[difference.task].higher_is_better else -1
-    return difference.tested.sign == better
 
 
 # ---- Tables 2 and 3, and variants
@@ -327,43 +407,36 @@ def _comparison(
 ) -> Table:
     """A table of variants at one budget: their scores, then differences between them, paired by seed."""
     wanted = results.study.artefacts.comparisons[name]
-    places = [(task, column) for task in wanted.tasks for column in TASKS[task].columns]
-    comparable = results.not_comparable is None
-    params = {line: results.mean_over_tasks("trainable", wanted.tasks, line) for line in lines}
-    summaries = _summaries(results, lines, places)
-    known = {(line, place): _published(results, line, place) for line in lines for place in places}
+    is_comparable = results.not_comparable is None
+    scores = _Scores(results, name, lines, wanted.tasks)
     columns = [Column("Method", left=True), *(column for column, _ in extra), Column("#Params")]
     rows = [
-        [Entry(line.label), *(one[i] for _, one in extra), Entry(count(params[line]))] for i, line in enumerate(lines)
+        [Entry(line.label), *(one[i] for _, one in extra), Entry(count(scores.params[line]))]
+        for i, line in enumerate(lines)
     ]
-    for place in places:
+    for place in scores.places:
         heading = _heading(place)
         group = f"{heading.group} {heading.title}"
-        columns += (
-            [Column(title, group) for title in ("measured", "published", "difference")] if comparable else [heading]
-        )
+        three = [Column(title, group) for title in ("measured", "published", "difference")]
+        columns += three if is_comparable else [heading]
         for row, line in zip(rows, lines, strict=True):
-            summary, values = summaries[line, place], known[line, place]
-            row.append(score(summary))
-            if comparable:
-                row += [Entry(_value(values)), Entry(fixed(_minus_published(summary, values), 2, sign=True))]
-    caption = f"Study {results.study.study}: mean ± sd over seeds"
-    grids = [Grid(caption, tuple(columns), tuple(map(tuple, rows)))]
-    tidy = [_row(results, *at, summaries[at], known[at], params[at[0]]) for at in known]
-    differences = compare(results, pairs, wanted.tasks, wanted.tasks)
+            row.append(score(scores.summaries[line, place]))
+            if is_comparable:
+                row += [Entry(_value(scores.known[line, place])), scores.minus_published(line, place)]
+    grids = [Grid(f"Study {results.study.study}: mean ± sd over seeds", tuple(columns), tuple(map(tuple, rows)))]
+    differences = scores.differences(pairs, wanted.tasks)
     stated = {at: _stated(results, name, pairs[at[:2]], at[0], at[2]) for at in differences}
     if differences:
-        grids.append(_differences(list(pairs), wanted.tasks, differences, params, stated if comparable else {}))
-        tidy += [_difference_row(results, one, params, stated[one[:3]]) for one in differences.values()]
+        grids.append(_differences(scores, list(pairs), differences, stated if is_comparable else {}))
     notes = [
         *meaning,
         "± is the standard deviation over seeds (ddof 1).",
         "#Params: final count, pooler and classifier not counted, mean over the tasks shown.",
         f"Differences are paired by seed. {_RULE}"
-        + (" The published differences are single numbers without spread." if comparable else ""),
+        + (" The published differences are single numbers without spread." if is_comparable else ""),
     ]
-    at = f"{title}, average rank {wanted.budget}"
-    return _table(results, name, at, wanted.tasks, lines, grids, notes, known, tidy)
+    with_published = ((one, stated[at]) for at, one in differences.items())
+    return scores.table(f"{title}, average rank {wanted.budget}", grids, notes, with_published)
 
 
 def _stated(results: Results, name: str, pair: str, line: Line, task: str) -> list[Published]:
@@ -373,143 +446,29 @@ def _stated(results: Results, name: str, pair: str, line: Line, task: str) -> li
 
 
 def _differences(
+    scores: _Scores,
     pairs: Sequence[tuple[Line, Line]],
-    tasks: Sequence[str],
-    differences: dict[tuple[Line, Line, str], Difference],
-    params: dict[Line, float | None],
-    stated: dict[tuple[Line, Line, str], list[Published]],
+    differences: Mapping[tuple[Line, Line, str], Difference],
+    stated: Mapping[tuple[Line, Line, str], list[Published]],
 ) -> Grid:
-    places = [*tasks, *([ALL] if len(tasks) > 1 else [])]
+    """Each pair's difference in full, on every task and in the mean over them, with the published ones if any."""
+    places = [*scores.tasks, *([ALL] if len(scores.tasks) > 1 else [])]
     columns, rows = [Column("Difference", left=True), Column("ratio", "#Params")], []
     for task in places:
         columns += _full_columns("Mean" if task == ALL else TASKS[task].title)
         columns += [Column("published", TASKS[task].title)] if stated and task != ALL else []
-    for first, second in pairs:
-        row = [Entry(differences[first, second, tasks[0]].title), Entry(times(_ratio(params, first, second)))]
+    for pair in pairs:
+        row = [Entry(differences[*pair, places[0]].title), Entry(times(scores.ratio(*pair)))]
         for task in places:
-            row += _in_full(differences[first, second, task])
-            row += [Entry(_value(stated[first, second, task]).replace("-", "−"))] if stated and task != ALL else []
+            row += differences[*pair, task].in_full()
+            row += [Entry(_value(stated[*pair, task]).replace("-", "−"))] if stated and task != ALL else []
         rows.append(tuple(row))
     return Grid("Differences between rows", tuple(columns), tuple(rows))
 
 
-# ---- What they share
-
-
-def _as_means(tasks: Iterable[str]) -> str:
-    """Which tasks with several columns count as the mean of these."""
-    several = [TASKS[task] for task in tasks if len(TASKS[task].columns) > 1]
-    return ", " + " and ".join(f"{t.title} as mean({', '.join(t.columns)})" for t in several) if several else ""
-
-
-def _summaries(results: Results, lines: Sequence[Line], places: Sequence[Place]) -> dict[tuple[Line, Place], Summary]:
-    return {
-        (line, (task, column)): results.scores.column(line.on(task), column)
-        for line in lines
-        for task, column in places
-    }
-
-
-def _first(task: str) -> str:
-    """First column of a task: runs that go wrong do so in all of its columns."""
-    return next(iter(TASKS[task].columns))
-
-
-def _heading(place: Place) -> Column:
-    task, column = place
-    return Column("All") if task == ALL else Column(column, TASKS[task].title)
-
-
-def _published(results: Results, line: Line, place: Place) -> list[Published]:
-    """The published values of a cell where they may be compared; they stand nowhere else beside measured ones."""
-    if results.not_comparable or not line.published_method:
-        return []
-    return published.find("table1", line.published_method, line.published_budget, *place)
-
-
-def _value(values: Sequence[Published]) -> str:
-    return values[0].value if values and values[0].value else NOTHING
-
-
-def _minus_published(summary: Summary, values: Sequence[Published]) -> float | None:
-    number = values[0].number if values else None
-    mean = summary.estimate.mean
-    return None if number is None or mean is None else mean - number
-
-
-def _ratio(params: dict[Line, float | None], line: Line, reference: Line) -> float | None:
-    mine, its = params[line], params[reference]
-    return mine / its if mine is not None and its else None
-
-
-def _row(
-    results: Results, line: Line, place: Place, summary: Summary, values: Sequence[Published], params: float | None
-) -> dict[str, Any]:
-    """One row of the tidy CSV."""
-    estimate = summary.estimate
-    low, high = estimate.interval() or (None, None)
-    value = values[0].value if values else ""
-    return {
-        **{"row": line.label, "method": line.variant, "budget": line.budget, "params_mean": params},
-        **{"task": place[0], "column": place[1], "mean": estimate.mean, "sd": estimate.sd},
-        **{"ci_low": low, "ci_high": high, "seeds": estimate.n, "seeds_expected": summary.expected},
-        "published": value or None,
-        "published_source": values[0].source if value else None,
-        "minus_published": _minus_published(summary, values),
-        "status": summary.status,
-        "collapsed": len(summary.collapsed),
-        "diverged": len(summary.diverged),
-        "note": "; ".join(summary.remarks()) or None,
-    }
-
-
-def _difference_row(
-    results: Results, one: Difference, params: dict[Line, float | None], values: Sequence[Published]
-) -> dict[str, Any]:
-    low, high = one.tested.interval or (None, None)
-    return _row(results, one.first, (one.task, "difference"), one.summary, values, params[one.first]) | {
-        **{"row": one.title, "method": f"{one.first.variant} - {one.second.variant}"},
-        **{"params_ratio": _ratio(params, one.first, one.second), "p": one.summary.estimate.p},
-        **{"p_corrected": one.tested.p, "corrected_low": low, "corrected_high": high, "visible": one.tested.visible},
-    }
-
-
-def _table(
-    results: Results,
-    name: str,
-    title: str,
-    tasks: Sequence[str],
-    lines: Sequence[Line],
-    grids: list[Grid],
-    meaning: list[str],
-    known: dict[tuple[Line, Place], list[Published]],
-    rows: list[dict[str, Any]],
-) -> Table:
-    happened = [
-        (line.label, task, results.scores.column(line.on(task), _first(task))) for line in lines for task in tasks
-    ]
-    used = [values for values in known.values() if values]
-    origin = []
-    if results.not_comparable and any(row.artefact == name for row in published.load()):
-        origin = [f"Published values are in published.md: {results.not_comparable}, so they are not comparable."]
-    elif used:
-        sources = "; ".join(dict.fromkeys(values[0].source for values in used))
-        origin = [f"Published values are those of {published.TITLE} on GLUE ({sources}); {NOTHING}: not known."]
-    notes = [
-        *header(results),
-        *filter(None, meaning),
-        *hindsight(results, lines, tasks),
-        *origin,
-        *what_happened(happened),
-        *legend(grids),
-    ]
-    tidy = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"budget": "Int64"})
-    return Table(f"{results.study.study}_{name}", title, tuple(grids), tuple(notes), tidy, DECIMALS)
-
-
 MADE_BY: dict[str, Callable[[Results], Table]] = {
-    **{"table1": table1, "table2": table2, "table3": table3, "variants": variants, "headroom": extra_tables.headroom},
-    **{"claims": claims.table, "selection": extra_tables.selection, "checkpoints": extra_tables.checkpoints},
-    "cost": extra_tables.cost,
+    **{"table1": table1, "table2": table2, "table3": table3, "variants": variants, "claims": claims.table},
+    **{"headroom": extra_tables.headroom, "selection": extra_tables.selection},
+    **{"checkpoints": extra_tables.checkpoints, "cost": extra_tables.cost},
 }
-"""Every table by name."""
+"""The function that makes each table."""

@@ -43,14 +43,14 @@ REFERENCE = METHODS["lora"]
 """Costs are given as multiples of this method's."""
 
 
-def get_method(kind: str, field: str = "kind") -> Method:
+def get_method(kind: str) -> Method:
     """The method of that name.
 
     Raises:
         ConfigError: there is none; the closest name is suggested.
     """
     if kind not in METHODS:
-        raise unknown(field, kind, METHODS)
+        raise unknown("kind", kind, METHODS)
     return METHODS[kind]
 
 

@@ -1,6 +1,4 @@
-"""What stands behind a study's tables: which checkpoint is shown, what there is to gain, how settings were chosen, what
-training costs.
-"""
+"""Tables that the paper lacks: checkpoint rules, headroom of the tasks, selection of settings, cost of training."""
 
 from __future__ import annotations
 
@@ -46,11 +44,7 @@ def checkpoints(results: Results) -> Table:
                     | {"best_minus": None if rule == "best" else more.mean, "best_minus_low": more_low}
                     | {"best_minus_high": more_high, "seeds": shown.n}
                 )
-    columns = (
-        *("row", "method", "budget", "task", "checkpoint", "mean", "sd", "ci_low", "ci_high"),
-        *("best_minus", "best_minus_low", "best_minus_high", "seeds"),
-    )
-    tidy = pd.DataFrame(rows, columns=list(columns)).astype({"budget": "Int64"})
+    tidy = pd.DataFrame(rows).astype({"budget": "Int64"})
     shown_rules = [rule for rule in CHECKPOINTS if tidy.loc[tidy["checkpoint"] == rule, "mean"].notna().any()]
     others = [rule for rule in shown_rules if rule != "best"]
     entries, worths = [], []
@@ -72,7 +66,7 @@ def checkpoints(results: Results) -> Table:
                 f"Best shows more than {rule} by {fixed(low, 2, sign=True)} ({least}) to {fixed(high, 2, sign=True)} "
                 f"({most}): what that choice is worth differs by method."
             )
-    decimals = dict.fromkeys(columns[5:-1], 4)
+    decimals = dict.fromkeys(tidy.columns[5:-1], 4)
     return Table(f"{results.study.study}_checkpoints", "Checkpoint rules", (grid,), tuple(notes), tidy, decimals)
 
 
@@ -97,26 +91,21 @@ def headroom(results: Results) -> Table:
     wanted = results.study.artefacts.chosen.headroom
     assert wanted is not None
     (full, head) = results.lines([(wanted.full, None), (wanted.head, None)])
-    grids, rows = [], []
-    grid, found = _gains(results, wanted.tasks, full, head, POINTS, ERRORS)
-    grids.append(grid)
-    rows += found
+    gains = [_gains(results, wanted.tasks, full, head, POINTS, ERRORS)]
     needed = [f"{full.label} minus {head.label}: {POINTS:.0f} points or more and at least {ERRORS:.0f} standard errors"]
     if over := wanted.over_budgets:
         smallest, largest = results.lines((over.method, budget) for budget in over.budgets)
-        grid, found = _gains(results, over.tasks, largest, smallest, 0.0, BUDGET_ERRORS)
-        grids.append(grid)
-        rows += found
+        gains.append(_gains(results, over.tasks, largest, smallest, 0.0, BUDGET_ERRORS))
         needed.append(f"{largest.label} minus {smallest.label}: at least {BUDGET_ERRORS:.0f} standard errors")
+    rows = [row for _, found in gains for row in found]
     notes = [
         *header(results)[:2],
         f"Room (✓): {'; '.join(needed)}. Standard errors are those of the difference paired by seed.",
         *[f"No room: {row['row']}, {TASKS[row['task']].title}." for row in rows if row["room"] is False],
     ]
-    columns = ("row", "task", "high", "low", "difference", "error", "errors", "seeds", "room")
-    tidy = pd.DataFrame(rows, columns=list(columns))
+    grids = tuple(grid for grid, _ in gains)
     decimals = {**dict.fromkeys(("high", "low", "difference", "error"), 4), "errors": 2}
-    return Table(f"{results.study.study}_headroom", "Headroom", tuple(grids), tuple(notes), tidy, decimals)
+    return Table(f"{results.study.study}_headroom", "Headroom", grids, tuple(notes), pd.DataFrame(rows), decimals)
 
 
 def _gains(

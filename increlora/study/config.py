@@ -176,7 +176,7 @@ class OverBudgets(_Block):
 
 
 class Headroom(_Block):
-    """How much there is to gain on each task: is there room to tell methods apart (a table of this package)?"""
+    """How much there is to gain on each task, hence whether it can tell methods apart (a table of this package)."""
 
     tasks: Names
     full: str

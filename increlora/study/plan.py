@@ -17,13 +17,13 @@ Read it as "hours or days", not to the minute; records hold what a run really to
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 from tabulate import tabulate
 
 from increlora.glue.tasks import TASKS
@@ -131,10 +131,8 @@ def write_csv(rows: Iterable[PlanRow], path: str | Path) -> None:
     """Writes the plan; hours with two decimals."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(PlanRow)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**asdict(row), "hours": f"{row.hours:.2f}"} for row in rows)
+    frame = pd.DataFrame(rows).astype({"budget": "Int64"})
+    frame.to_csv(path, index=False, float_format="%.2f", lineterminator="\n")
 
 
 def as_text(rows: list[PlanRow]) -> str:

@@ -25,7 +25,7 @@ class Finding(NamedTuple):
     state: State
 
 
-def verify(study: Study, records_root: str | Path = "results/runs") -> list[Finding]:
+def verify(study: Study, records_root: str | Path) -> list[Finding]:
     """One finding for every run of the study.
 
     The runs of a study have to have seen the same model and, on a task, the same data. A Hub repository can move on
@@ -93,7 +93,7 @@ def _origins(record: Record | None) -> Iterator[tuple[str, str]]:
     yield from ((field, value) for field, value in found.items() if value is not None)
 
 
-def unexpected(study: Study, records_root: str | Path = "results/runs") -> list[Path]:
+def unexpected(study: Study, records_root: str | Path) -> list[Path]:
     """Records in the study's folder that are not those of any of its runs."""
     wanted = {settings.record_path(records_root) for settings in all_runs(study)}
     return [path for path in sorted((Path(records_root) / study.study).rglob("seed*.json")) if path not in wanted]

@@ -437,11 +437,6 @@ def _first(error: ValidationError) -> str:
     return f"{field}: {first['msg']}" if field else first["msg"].removeprefix("Value error, ")
 
 
-def schema() -> dict[str, Any]:
-    """JSON schema of a record."""
-    return Record.model_json_schema(mode="serialization")
-
-
 # -- is it finished? ------------------------------------------------------------------------------------------------
 
 

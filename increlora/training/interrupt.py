@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from types import FrameType
 
 PARENT = "INCRELORA_PARENT"
 """Environment variable with the process id of the Snakemake that started this job."""
-POLL_SECONDS = 1.0
-"""Polling interval on systems that do not report the end of another process."""
 
 
 class Interrupt:
@@ -50,31 +46,15 @@ def end_with_parent() -> None:
     parent = os.environ.get(PARENT, "")
     if not parent.isdecimal():
         return
-    if not _exists(int(parent)):
-        raise SystemExit(128 + signal.SIGTERM)
-    threading.Thread(target=_end_after, args=(int(parent),), daemon=True).start()
+    import psutil
 
-
-def _end_after(parent: int) -> None:
     try:
-        descriptor = os.pidfd_open(parent)
-    except ProcessLookupError:
-        pass
-    except (AttributeError, OSError):  # not Linux, or a kernel that has or allows none
-        while _exists(parent):
-            time.sleep(POLL_SECONDS)
-    else:
-        watch = select.poll()  # unlike select(), takes descriptors of any size
-        watch.register(descriptor, select.POLLIN)
-        watch.poll()
-    os.kill(os.getpid(), signal.SIGTERM)
+        snakemake = psutil.Process(int(parent))
+    except psutil.NoSuchProcess:
+        raise SystemExit(128 + signal.SIGTERM) from None
 
+    def end_after_it() -> None:
+        snakemake.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
 
-def _exists(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    threading.Thread(target=end_after_it, daemon=True).start()

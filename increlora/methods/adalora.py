@@ -123,7 +123,7 @@ class AdaLora(PeftAdaptation):
         self._events: list[dict[str, Any]] = []
         self._recorded = self.ranks()
 
-    # Allocation
+    # ---- Allocation
 
     def after_step(self, step: int) -> None:
         """Score and cut (PEFT's rank allocator); reads the gradients of this step."""
@@ -158,7 +158,7 @@ class AdaLora(PeftAdaptation):
         if total > budget:
             raise AllocationError(f"AdaLoRA ended at total rank {total}, above its budget of {budget}")
 
-    # Regularisation
+    # ---- Regularisation
 
     def penalty(self) -> Tensor | None:
         """orth_reg_weight times the mean of ||A A^T - I||_F and ||B^T B - I||_F over all A and B, those cut included.
@@ -196,14 +196,14 @@ class AdaLora(PeftAdaptation):
             penalty = self.penalty()
         return 0.0 if penalty is None else float(penalty)
 
-    # Counts
+    # ---- Counts
 
     def parameters(self) -> ParameterCount:
         allocated = super().parameters()
         cut = self.peak_trainable() - svd_parameters(self.shapes, self.ranks())
         return ParameterCount(allocated.trainable - cut, allocated.head, allocated.total - cut)
 
-    # State
+    # ---- State
 
     def weights(self) -> dict[str, Tensor]:
         """Trainable tensors, and a mask (init_r,) of the components that are not cut for every module."""

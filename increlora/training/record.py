@@ -390,7 +390,7 @@ def _half(task: str, split: str, rows: int, which: int) -> list[int]:
     return sorted(order[which::2])
 
 
-# -- files ----------------------------------------------------------------------------------------------------------
+# ---- Files
 
 
 def write_record(path: str | Path, record: Record) -> None:
@@ -437,7 +437,7 @@ def _first(error: ValidationError) -> str:
     return f"{field}: {first['msg']}" if field else first["msg"].removeprefix("Value error, ")
 
 
-# -- is it finished? ------------------------------------------------------------------------------------------------
+# ---- Is it finished?
 
 
 class State(NamedTuple):

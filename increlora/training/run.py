@@ -153,7 +153,7 @@ class _Run:
         self.progress = Progress()
         self.writer = _tensorboard(tensorboard, settings) if self.group.is_first else None
 
-    # ------------------------------------------------------------ preparation
+    # ---- Preparation
 
     def _adapt(self) -> Adaptation:
         settings, ranks = self.settings, self.source_ranks
@@ -176,7 +176,7 @@ class _Run:
         adaptation.model.to(self.device)
         return adaptation
 
-    # ------------------------------------------------------------ training
+    # ---- Training
 
     def record(self) -> Record:
         optimizer, scheduler = self._resume() or self.adaptation.optimizer()
@@ -334,7 +334,7 @@ class _Run:
         batch = collate(data, rows, self.pad_token_id, multiple)
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
-    # ------------------------------------------------------------ evaluation
+    # ---- Evaluation
 
     def _evaluates_at(self, step: int) -> bool:
         every = self.settings.training.eval_steps or self.per_epoch
@@ -430,7 +430,7 @@ class _Run:
         if ranks is not None:
             self.writer.add_scalar("allocation/total_rank", sum(ranks.values()), self.progress.step)
 
-    # ------------------------------------------------------------ the record
+    # ---- The record
 
     def _record(self, cost: dict[str, Any], parameters: dict[str, Any], allocation: dict[str, Any] | None) -> Record:
         settings, progress = self.settings, self.progress

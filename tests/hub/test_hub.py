@@ -106,9 +106,7 @@ def test_what_is_not_there_is_the_exception_that_the_hub_means(stranger: Ask) ->
     assert "RevisionNotFoundError" in stranger("-c", code, MODEL, "v9").stderr
 
 
-def test_a_lost_connection_leaves_no_half_file_in_the_cache(
-    hub: Hub, stranger: Ask, folders: dict[str, Path]
-) -> None:
+def test_a_lost_connection_leaves_no_half_file_in_the_cache(hub: Hub, stranger: Ask, folders: dict[str, Path]) -> None:
     download = ("-c", DOWNLOAD, MODEL, "pytorch_model.bin")
     hub.broken = 1000
     assert stranger(*download).returncode == 1

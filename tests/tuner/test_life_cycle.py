@@ -210,6 +210,7 @@ def test_growing_adapter_can_be_deleted(model: PeftModel) -> None:
 
 
 def test_exported_lora_is_exact_and_needs_only_peft(model: PeftModel, tmp_path: Path, logits: Any) -> None:
+    """Where this package is imported after PEFT, it registers all the same."""
     grown(model)
     expected = logits(model)
     export_lora(model, tmp_path / "lora")
@@ -223,7 +224,8 @@ def test_exported_lora_is_exact_and_needs_only_peft(model: PeftModel, tmp_path: 
         "m = PeftModel.from_pretrained(M.from_pretrained(sys.argv[1] + '/base'), sys.argv[1] + '/lora').eval(); "
         "ids = torch.load(sys.argv[1] + '/batch.pt')['ids']; "
         "torch.save(m(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.detach(), sys.argv[1] + '/out.pt'); "
-        "assert not any(name.startswith('increlora') for name in sys.modules)"
+        "assert not any(name.startswith('increlora') for name in sys.modules); "
+        "import increlora, peft.mapping; assert 'INCRELORA' in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, cwd=tmp_path)
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), expected, atol=1e-5, rtol=1e-5)
@@ -679,17 +681,15 @@ def test_mixed_batches() -> None:
         model.train()(**batch, adapter_names=names)
 
 
-def test_import_registers_and_stays_light() -> None:
+def test_import_registers_and_stays_light(model: PeftModel, tmp_path: Path) -> None:
     """PEFT takes seconds to import; the method is registered when it is."""
+    model.save_pretrained(tmp_path)
+    assert "import increlora" in (tmp_path / "README.md").read_text()
     script = (
         "import sys, increlora; assert 'peft' not in sys.modules and 'torch' not in sys.modules; import peft; "
-        "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as mapping; assert 'INCRELORA' in mapping"
+        "assert type(peft.PeftConfig.from_pretrained(sys.argv[1])).__name__ == 'IncreLoraConfig'"
     )
-    for order in (
-        script,
-        "import peft; import increlora; assert 'INCRELORA' in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING",
-    ):
-        subprocess.run([sys.executable, "-c", order], check=True)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
 
 
 def test_a_module_that_outgrows_its_storage(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

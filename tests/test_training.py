@@ -175,6 +175,7 @@ def test_test_predictions_are_those_of_the_best_weights(
     assert record.shown("test") == record.score.test.best != record.score.test.last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [22, 26, 29])
 def test_adalora_tells_its_whole_story_after_a_kill(
     killed_after: int, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
@@ -199,6 +200,7 @@ def test_adalora_tells_its_whole_story_after_a_kill(
     assert resumed["cost"]["wall_seconds"] >= resumed["cost"]["train_seconds"]
 
 
+@pytest.mark.slow
 def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
     """SIGKILL while it trains, then the same settings in another process: the same scores as without the kill."""
     chosen = settings(tiny_backbone, "increlora", 2, {"deltaT": 3}, training={"epochs": 12})
@@ -253,6 +255,7 @@ def test_micro_batches_change_nothing(rows: int, plain_backbone: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(plain_backbone: Path, tmp_path: Path) -> None:
     """Data-parallel training under torchrun: the same modules grow, the same losses to rounding.
 

@@ -17,6 +17,8 @@ from increlora import IncreLoraAdamW, IncreLoraConfig, RestartedWarmup, find_all
 RECORDINGS = sorted((Path(__file__).parent / "authors").glob("authors_*.npz"))
 SIX = r".*encoder\.layer\.\d+\..*(query|key|value|dense)"
 
+pytestmark = pytest.mark.slow
+
 
 def replay(path: Path, *, ulp: bool = False, **changes: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """What was recorded, and what the tuner does with the recorded model, batches and initial draws."""

@@ -209,6 +209,7 @@ def test_growing_adapter_can_be_deleted(model: PeftModel) -> None:
     assert sum(model.rank_distribution().values()) == 24
 
 
+@pytest.mark.slow
 def test_exported_lora_is_exact_and_needs_only_peft(model: PeftModel, tmp_path: Path, logits: Any) -> None:
     """Where this package is imported after PEFT, it registers all the same."""
     grown(model)
@@ -452,6 +453,7 @@ def test_trainer_logs_growth(model: PeftModel, tmp_path: Path) -> None:
     assert "increlora/budget" not in logged[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", ["sgd", "adafactor", "adamw_torch_fused", "rmsprop"])
 def test_trainer_honours_the_optimizer(optim: str, model: PeftModel, tmp_path: Path) -> None:
     built = trainer(model, tmp_path, save_strategy="no", optim=optim)
@@ -463,6 +465,7 @@ def test_trainer_honours_the_optimizer(optim: str, model: PeftModel, tmp_path: P
     assert sum(model.rank_distribution().values()) == 36
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"])
 def test_trainer_with_every_schedule(schedule: str, model: PeftModel, tmp_path: Path) -> None:
     built = trainer(model, tmp_path, save_strategy="no", lr_scheduler_type=schedule)
@@ -681,6 +684,7 @@ def test_mixed_batches() -> None:
         model.train()(**batch, adapter_names=names)
 
 
+@pytest.mark.slow
 def test_import_registers_and_stays_light(model: PeftModel, tmp_path: Path) -> None:
     """PEFT takes seconds to import; the method is registered when it is."""
     model.save_pretrained(tmp_path)

@@ -18,10 +18,14 @@ TARGETS = (
 )
 """The six matrices of every layer of a DeBERTa-v2/v3 encoder."""
 
+LONGEST = ("paper", "end_to_end", "workflow", "places", "guides", "training", "models", "life_cycle", "results")
+"""Files that take most of a minute of one process each. Left to the end, one of them is what xdist waits for."""
+
 NOT_FAST = {"slow", "workflow", "integration", "gpu", "cluster", "soak"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Set the mark `fast`, leave out what is run by hand, and put the files that take longest first."""
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         if not marks & NOT_FAST:
@@ -29,6 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for by_hand in marks & {"cluster", "soak"}:
             if by_hand not in config.option.markexpr:
                 item.add_marker(pytest.mark.skip(reason=f"run by hand: pytest -m {by_hand}"))
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,16 @@ ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "config" / "smoke.yaml"
 ROWS = 1000
 
+SEVERAL = """
+import contextlib, io, json, sys
+from increlora.cli import main
+for line in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(json.loads(line))
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+"""Script for one process that answers several command lines, each a JSON list: exit code, output and errors of each."""
+
 Splits = Mapping[str, Sequence[float]]
 """Labels or predictions by development split."""
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.study_helpers import ROOT
 
+pytestmark = pytest.mark.slow
 
-def test_step_time(tmp_path: Path) -> None:
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return lambda name: importlib.import_module(name).main
+
+
+def test_step_time(benchmark: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     smallest = {"device": "cpu", "layers": 1, "batch": 2, "length": 8, "rounds": 1, "steps": 1, "out": tmp_path}
     options = [text for name, value in smallest.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, str(ROOT / "benchmarks/step_time.py"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
+    benchmark("step_time")(options)
     result = json.loads((tmp_path / "cpu_length8.json").read_text())
-    assert (tmp_path / "cpu_length8.md").read_text() in done.stdout
+    assert (tmp_path / "cpu_length8.md").read_text() in capsys.readouterr().out
     lora, authors = result["sides"]["LoRA"], result["sides"]["IncreLoRA, authors' layer"]
     assert lora["to_lora"] == 1
     # six update matrices of (12 * 768 * 768) numbers in all, their gradients and products are alive at once
@@ -47,10 +58,9 @@ def test_storage(tmp_path: Path) -> None:
     assert sides["scored step"]["this"]["peak_mib"] > sides["after growth"]["this"]["peak_mib"]
 
 
-def test_learning_speed(tmp_path: Path) -> None:
+def test_learning_speed(benchmark: Callable[[str], Any], tmp_path: Path) -> None:
     """LoRA's update is ahead of the triplet's; a rate of its own for lambda closes the gap."""
-    command = [sys.executable, str(ROOT / "benchmarks/learning_speed.py"), "--layers", "1", "--steps", "4"]
-    subprocess.run([*command, "--out", str(tmp_path)], check=True, capture_output=True, timeout=200)
+    benchmark("learning_speed")(["--layers", "1", "--steps", "4", "--out", str(tmp_path)])
     last = (tmp_path / "learning_speed.csv").read_text().splitlines()[-1]
     _, lora, plain, _, width = map(float, last.split(","))
     assert plain < width < 2 * lora

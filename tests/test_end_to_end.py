@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -10,39 +11,45 @@ from pathlib import Path
 
 import pytest
 
+from increlora.cli import main
 from increlora.methods.registry import METHODS
 from increlora.study import jobs
 from increlora.study.load import load_study
 from increlora.study.settings import all_runs
 from increlora.training.record import read_record
-from tests.study_helpers import SMOKE
+from tests.study_helpers import SEVERAL, SMOKE
 from tests.test_workflow import copy
 
 pytest.importorskip("snakemake")
+pytestmark = pytest.mark.slow
+BY_HAND = ("full_ft", "head", "bitfit", "hadapter", "padapter")
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "INCRELORA_STORE"}
     return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
     )
 
 
 def snakemake(folder: Path) -> subprocess.CompletedProcess[str]:
     job = ("--config", "execution={job: method, gpu: 0}")
-    return command(folder, "snakemake", "--cores", "2", "--configfile", "config/smoke.yaml", *job)
+    return command(folder, "-m", "snakemake", "--cores", "2", "--configfile", "config/smoke.yaml", *job)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some methods are trained from the command line; Snakemake does what is missing."""
     folder = copy(tmp_path_factory.mktemp("study"))
+    by_hand = (["pretrain", str(SMOKE)], ["run", str(SMOKE), "--method", *BY_HAND])
+    answers = command(folder, "-c", SEVERAL, *(json.dumps(["--quiet", *line]) for line in by_hand))
+    assert [json.loads(line)[0] for line in answers.stdout.splitlines()] == [0, 0], answers.stdout + answers.stderr
     result = snakemake(folder)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return folder
 
 
-@pytest.mark.slow
-def test_every_run_has_a_valid_record(done: Path) -> None:
+def test_every_run_has_a_valid_record(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = load_study(SMOKE)
     for settings in all_runs(study):
         record = read_record(settings.record_path(done / "results/runs"))
@@ -50,11 +57,13 @@ def test_every_run_has_a_valid_record(done: Path) -> None:
         if METHODS[settings.kind].allocates:
             assert record.allocation.events
             assert record.allocation.total_rank <= record.allocation.budget_rank
-    assert command(done, "increlora", "verify", "config/smoke.yaml").returncode == 0
+    monkeypatch.chdir(done)
+    assert main(["verify", str(SMOKE)]) == 0
 
 
-@pytest.mark.slow
-def test_every_table_and_figure_is_there(done: Path) -> None:
+def test_every_table_and_figure_is_there(
+    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = load_study(SMOKE)
     for stem in jobs.tables(study).values():
         for suffix in ("csv", "md", "tex"):
@@ -65,12 +74,11 @@ def test_every_table_and_figure_is_there(done: Path) -> None:
     with (done / "results/smoke_table1.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["status"] for row in rows} <= {"complete", "collapsed", "ok"}, {row["status"] for row in rows}
-    shown = command(done, "increlora", "show", "config/smoke.yaml")
-    assert shown.returncode == 0
-    assert "IncreLoRA" in shown.stdout
+    monkeypatch.chdir(done)
+    assert main(["show", str(SMOKE)]) == 0
+    assert "IncreLoRA" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_run_again_has_nothing_to_do(done: Path) -> None:
     result = snakemake(done)
     assert "Nothing to be done" in result.stdout + result.stderr

@@ -27,6 +27,7 @@ def example(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_trainer(tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     score = example("trainer").main(["--model", str(tiny_backbone), "--out", str(tmp_path), "--steps", "40"])
     assert 0 <= score <= 1
@@ -51,6 +52,7 @@ def test_find_ranks(tiny_backbone: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert list(found) == ["uniform", "growth", "EVA"]
 
 
+@pytest.mark.slow
 def test_readme(tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to train, one after the other, on another backbone."""
     monkeypatch.chdir(tmp_path)

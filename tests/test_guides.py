@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.study_helpers import ROOT
+from tests.study_helpers import ROOT, SEVERAL
 
 pytestmark = pytest.mark.slow
 
@@ -65,8 +66,12 @@ class Tree:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def increlora(self, *arguments: str) -> str:
-        return self.run("-m", "increlora", "--quiet", *arguments)
+    def increlora(self, *commands: tuple[str, ...]) -> list[str]:
+        """What each of these commands prints, one after the other in one process."""
+        lines = [json.dumps(["--quiet", *command]) for command in commands]
+        answers = [json.loads(line) for line in self.run("-c", SEVERAL, *lines).splitlines()]
+        assert [code for code, *_ in answers] == [0] * len(commands), answers
+        return [printed for _, printed, _ in answers]
 
     def rows(self, name: str) -> list[dict[str, str]]:
         with (self.path / name).open(encoding="utf-8", newline="") as file:
@@ -86,14 +91,10 @@ def test_add_a_method(tree: Tree) -> None:
     assert touched == {"new": {"increlora/methods/lora_fa.py"}, "changed": {"increlora/methods/registry.py"}}
     study = (SMOKE, "config/overlays/lora_fa.yaml")
 
-    plan = {(words[0], words[1]): words for words in map(str.split, tree.increlora("plan", *study).splitlines())}
+    planned, *_ = tree.increlora(*((command, *study) for command in ("plan", "pretrain", "run", "tables", "figures")))
+    plan = {(words[0], words[1]): words for words in map(str.split, planned.splitlines())}
     assert plan["lora_fa", "2"][5] == str(2 * 2 * (4 * 16 + 32 + 16))  # layers x rank x rows of the six matrices
     assert plan["lora_fa", "2"][3:5] == plan["lora", "2"][3:5]  # runs and steps
-
-    tree.increlora("pretrain", *study)
-    tree.increlora("run", *study)
-    tree.increlora("tables", *study)
-    tree.increlora("figures", *study)
     runs = [row for row in tree.rows("results/with_lora_fa_runs.csv") if row["method"] == "lora_fa"]
     assert {row["deviation"] for row in runs} == {"0.0000"}  # what trains is what the entry counts
     for name in ("table1", "table2", "table3", "cost"):
@@ -105,18 +106,15 @@ def test_add_a_method(tree: Tree) -> None:
 
 
 def test_add_a_task(tree: Tree) -> None:
-    tree.increlora("pretrain", SMOKE)
     rows = "[{method: bitfit}, {method: lora, budgets: [2]}]"
     before = SMOKE, f"{{study: with_wnli, artefacts: {{only: [table1], table1: {{rows: {rows}}}}}}}"
     study = SMOKE, "config/overlays/wnli.yaml"
-    tree.increlora("run", *before)
-    tree.increlora("tables", *before)
+    tree.increlora(("pretrain", SMOKE), ("run", *before), ("tables", *before))
     old = {(row["row"], row["task"], row["column"]): row for row in tree.rows("results/with_wnli_table1.csv")}
 
     touched = follow("Add a task", tree.path)
     assert touched == {"new": set(), "changed": {"increlora/glue/tasks.py"}}
-    tree.increlora("run", *study, "--task", "wnli")
-    tree.increlora("tables", *study)
+    tree.increlora(("run", *study, "--task", "wnli"), ("tables", *study))
     new = {(row["row"], row["task"], row["column"]): row for row in tree.rows("results/with_wnli_table1.csv")}
     added = {key for key in new if key[1] == "wnli"}
     assert len(added) == 3, "two rows, and their difference"

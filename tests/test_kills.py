@@ -55,6 +55,7 @@ def test_a_job_ends_when_its_snakemake_is_killed(code: str) -> None:
             process.wait()
 
 
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_from_there(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

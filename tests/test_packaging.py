@@ -58,11 +58,12 @@ def test_the_wheel_alone_runs_what_readme_shows(
     archives: tuple[Path, Path], tiny_backbone: Path, tmp_path: Path
 ) -> None:
     """In an environment with the tuner's own dependencies only, and without this repository."""
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
     lock = (ROOT / "requirements.lock").read_text() + (ROOT / "torch.lock").read_text()
     (tmp_path / "versions.txt").write_text("\n".join(re.findall(r"^[\w.-]+==[^\\\n]+", lock, re.MULTILINE)))
-    run(python, "-m", "pip", "install", "--quiet", "--constraint", "versions.txt", archives[1], folder=tmp_path)
+    install = ("install", "--quiet", "--no-compile", "--constraint", "versions.txt", archives[1])
+    run(sys.executable, "-m", "pip", "--python", python, *install, folder=tmp_path)
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
     rows = "[{'input_ids': [1, 5 + i % 40, 2], 'attention_mask': [1, 1, 1], 'labels': i % 2} for i in range(160)]"
     script = f"dataset = {rows}\n" + code.replace("microsoft/deberta-v3-base", str(tiny_backbone))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -163,17 +164,21 @@ def test_what_a_kill_left_of_a_folder_is_swept(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "name").iterdir()] == ["other"]
 
 
-def clone(folder: Path) -> Path:
+def clone(folder: Path, **changes: Any) -> Path:
+    """The project with a study of one run."""
     for name in ("workflow", "profiles", "config", "increlora"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
     shutil.copy(ROOT / "Snakefile", folder)
     one = {"only": ["table1"], "table1": {"tasks": ["rte"], "rows": [{"method": "bitfit"}]}}
-    (folder / "one.yaml").write_text(json.dumps({"seeds": [0], "artefacts": one}))
+    (folder / "one.yaml").write_text(json.dumps({"seeds": [0], "artefacts": one, **changes}))
     return folder
 
 
-SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "1", "--until", "train", "--configfile"]
-SNAKEMAKE += ["config/smoke.yaml", "one.yaml"]
+def until(rule: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "snakemake", "--cores", "1", "--until", rule),
+        *("--configfile", "config/smoke.yaml", "one.yaml"),
+    ]
 
 
 def ask(command: list[str], folder: Path, **variables: str) -> tuple[int, str]:
@@ -189,13 +194,13 @@ def test_a_study_goes_on_when_the_disk_has_room_again(disk: Path) -> None:
     pytest.importorskip("snakemake")
     folder = clone(disk)
     filler = fill(disk, but=100_000)
-    code, text = ask(SNAKEMAKE, folder)
+    code, text = ask(until("backbone"), folder)
     assert code == 1
     assert "No space left on device; free some and start again" in text
     assert "Traceback" not in text
     assert not [path for path in (folder / ".increlora").rglob("*") if path.suffix in (".safetensors", ".json")]
     filler.unlink()
-    code, text = ask(SNAKEMAKE, folder)
+    code, text = ask(until("train"), folder)
     assert code == 0, text[-3000:]
     (record,) = (folder / "results/runs").rglob("*.json")
     assert read_record(record).run.status in ("completed", "collapsed")
@@ -208,7 +213,7 @@ def test_a_study_does_not_start_where_it_cannot_write(unwritable: Unwritable, tm
     pytest.importorskip("snakemake")
     folder = clone(tmp_path)
     unwritable(folder / "results")
-    code, text = ask(SNAKEMAKE, folder)
+    code, text = ask(until("train"), folder)
     assert code == 1
     assert f"error: results/runs: {folder / 'results'} cannot be written to (" in text
     assert "Traceback" not in text
@@ -216,10 +221,12 @@ def test_a_study_does_not_start_where_it_cannot_write(unwritable: Unwritable, tm
 
 
 @pytest.mark.workflow
-def test_a_home_that_cannot_be_written_to_is_no_matter(unwritable: Unwritable, tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written_to_is_no_matter(
+    unwritable: Unwritable, tiny_backbone: Path, tmp_path: Path
+) -> None:
     """`scripts/env`, as it is when the environment is there already."""
     pytest.importorskip("snakemake")
-    folder = clone(tmp_path / "clone")
+    folder = clone(tmp_path / "clone", backbone={"pretrain": None, "path": str(tiny_backbone)})
     unwritable(tmp_path / "home")
     (folder / "scripts").mkdir()
     shutil.copy(ROOT / "scripts/env", folder / "scripts")
@@ -227,12 +234,13 @@ def test_a_home_that_cannot_be_written_to_is_no_matter(unwritable: Unwritable, t
     (folder / ".venv").mkdir()
     for name, text in {**locks, ".venv/installed.lock": "".join(locks.values())}.items():
         (folder / name).write_text(text)
-    code, text = ask(["scripts/env", *SNAKEMAKE], folder, HOME=str(tmp_path / "home"))
+    code, text = ask(["scripts/env", *until("train")], folder, HOME=str(tmp_path / "home"))
     assert code == 0, text[-3000:]
     assert f"{tmp_path / 'home'}/.cache cannot be written to; caches go to {folder}/.increlora/cache" in text
     assert list((folder / "results/runs").rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_two_clones_share_a_store_at_the_same_time(tiny_backbone: Path, tmp_path: Path) -> None:
     """A run is trained once: records hold times, so those of the second clone are equal only if it took the first's."""
     backbone = json.dumps({"backbone": {"pretrain": None, "path": str(tiny_backbone)}})

@@ -41,6 +41,7 @@ def of_task(task: str) -> RunSettings:
     return run_settings(load_study(SMOKE, {"tasks": {task: {}}}), Cell(task, "increlora", 2), 0)
 
 
+@pytest.mark.slow
 def test_every_committed_record_is_valid_and_is_written_to_the_same_bytes(tmp_path: Path) -> None:
     assert COMMITTED
     for path in COMMITTED:

@@ -584,6 +584,7 @@ def test_figures_with_a_part_of_the_records(study: Study, tmp_path: Path) -> Non
     assert pd.read_csv(tmp_path / "out" / "fake_figure4.csv").ci_low.isna().all()
 
 
+@pytest.mark.slow
 def test_two_builds_are_the_same_bytes(study: Study, records: Path, built: list[Path], tmp_path: Path) -> None:
     again = build_all(study, records, tmp_path)
     assert len(built) == 8 * 3 + 6 * 3 + 1

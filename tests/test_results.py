@@ -37,10 +37,12 @@ def test_the_default_study_and_the_choice_of_its_settings_are_committed() -> Non
     assert {load_study(*files).study for files in ((DEFAULT,), SELECTION)} <= {*COMMITTED} <= {*STUDIES}
 
 
+@pytest.mark.slow
 def test_records_belong_to_the_config(study: Study) -> None:
     assert {finding.state.status for finding in verify(study, RECORDS)} == {"ok"}
 
 
+@pytest.mark.slow
 def test_tables_come_from_the_records(study: Study, tmp_path: Path) -> None:
     write_csv(plan(study), tmp_path / f"{study.study}_plan.csv")
     tables.build(study, RECORDS, tmp_path)
@@ -51,6 +53,7 @@ def test_tables_come_from_the_records(study: Study, tmp_path: Path) -> None:
     assert {name for name in built if built[name] != committed.get(name)} == set()
 
 
+@pytest.mark.slow
 def test_numbers_of_figures_come_from_the_records(study: Study, tmp_path: Path) -> None:
     for path in figures.build(study, RECORDS, tmp_path):
         if path.suffix == ".csv":

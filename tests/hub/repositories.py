@@ -26,7 +26,7 @@ DEBERTA: dict[str, Any] = {
     "max_relative_positions": -1,
     "position_biased_input": False,
     "num_attention_heads": 2,
-    "num_hidden_layers": 12,
+    "num_hidden_layers": 4,
     "type_vocab_size": 0,
 }
 """`config.json` of microsoft/deberta-v3-base, but for the sizes and the vocabulary. There is no `architectures`."""

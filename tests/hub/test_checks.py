@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.hub.conftest import DATA, MODEL, Ask
+from tests.hub.conftest import MODEL, Ask
+from tests.hub.repositories import glue
 from tests.hub.server import Hub
 from tests.hub.test_paper import SHORT
+from tests.study_helpers import ROOT, SEVERAL
 
 pytestmark = pytest.mark.slow
 
@@ -62,56 +64,46 @@ def another_architecture(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
 
 
-def check(stranger: Ask, folder: Path, **changes: object) -> tuple[int, str]:
-    """`increlora check` of the paper's study, without a terminal."""
-    (folder / "short.yaml").write_text(yaml.safe_dump({**SHORT, **changes}))
-    done = stranger("-m", "increlora", "check", "config/paper.yaml", str(folder / "short.yaml"))
-    return done.returncode, done.stderr
+DAMAGES = {
+    no_tokenizer: "tokenizer",
+    another_vocabulary: "vocabulary",
+    code_of_its_own: "code of its own",
+    half_a_file: "pytorch_model.bin",
+    a_pickle_that_runs: "pytorch_model.bin",
+    no_weights: "weights",
+    another_architecture: "target_modules",
+}
 
 
-@pytest.mark.parametrize(
-    ("damage", "told"),
-    [
-        (no_tokenizer, "tokenizer"),
-        (another_vocabulary, "vocabulary"),
-        (code_of_its_own, "code of its own"),
-        (half_a_file, "pytorch_model.bin"),
-        (a_pickle_that_runs, "pytorch_model.bin"),
-        (no_weights, "weights"),
-        (another_architecture, "target_modules"),
-    ],
-)
-def test_a_model_that_cannot_be_trained(
-    hub: Hub, stranger: Ask, folders: dict[str, Path], tmp_path: Path, damage: Callable[[Path], None], told: str
+def test_what_cannot_be_trained_is_one_sentence(
+    hub: Hub, stranger: Ask, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(folders[MODEL], folder)
-    damage(folder)
-    hub.push("models", MODEL, folder)
-    code, text = check(stranger, tmp_path)
-    assert code == 2, text[-2000:]
-    assert text.startswith("error: backbone")
-    assert told in text
-    assert text.count("\n") == 1
-    assert not Path("harmed").exists()
+    """Models with each damage; then data sets that do not exist, are a model's name, or lack a task."""
+    cases: list[tuple[dict[str, object], str, str]] = []
+    for damage, told in DAMAGES.items():
+        folder = tmp_path / damage.__name__
+        shutil.copytree(folders[MODEL], folder)
+        damage(folder)
+        name = f"example/{damage.__name__}"
+        hub.push("models", name, folder)
+        cases.append(({"backbone": {"name": name}}, "error: backbone", told))
+    cases += [({"data": {"name": name}}, "error: data.name", name) for name in ("nobody/nothing", MODEL)]
+    hub.push("datasets", "example/one_task", glue(tmp_path / "glue", tasks=["rte"]))
+    cases.append(({"data": {"name": "example/one_task"}}, "error: data", "cola"))
 
-
-@pytest.mark.parametrize("name", ["nobody/nothing", MODEL])
-def test_a_data_set_that_is_none(stranger: Ask, tmp_path: Path, name: str) -> None:
-    code, text = check(stranger, tmp_path, data={"name": name})
-    assert code == 2, text[-2000:]
-    assert text.startswith("error: data.name") and name in text
-    assert text.count("\n") == 1
-
-
-def test_a_task_that_is_missing(hub: Hub, stranger: Ask, tmp_path: Path) -> None:
-    from tests.hub.repositories import glue
-
-    hub.push("datasets", DATA, glue(tmp_path / "glue", tasks=["rte"]))
-    code, text = check(stranger, tmp_path)
-    assert code == 2, text[-2000:]
-    assert text.startswith("error: data") and "cola" in text
-    assert text.count("\n") == 1
+    (tmp_path / "work/config").mkdir(parents=True)
+    shutil.copy(ROOT / "config/paper.yaml", tmp_path / "work/config")
+    (tmp_path / "work/short.yaml").write_text(yaml.safe_dump(SHORT))
+    check = ["check", "config/paper.yaml", "short.yaml"]
+    lines = [json.dumps([*check, json.dumps(changes)]) for changes, *_ in cases]
+    done = stranger("-c", SEVERAL, *lines, folder=tmp_path / "work")
+    assert done.returncode == 0, done.stderr[-2000:]
+    for (changes, start, told), line in zip(cases, done.stdout.splitlines(), strict=True):
+        code, _, text = json.loads(line)
+        assert code == 2, (changes, text[-2000:])
+        assert text.startswith(start) and told in text, (changes, text)
+        assert text.count("\n") == 1, (changes, text)
+    assert not (tmp_path / "work/harmed").exists()
 
 
 def test_no_hub_and_no_cache(hub: Hub, stranger: Ask, tmp_path: Path) -> None:

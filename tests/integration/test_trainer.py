@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from pathlib import Path
@@ -70,14 +71,16 @@ def test_optimizer_of_the_user_trains_and_resumes(name: str, folder: Path, tmp_p
     model = adapted(llama(folder))
     before = logits(model)
     run = trainer(model, tmp_path, **changes)
-    run.train()
+    ours = kind is IncreLoraAdamW
+    with contextlib.nullcontext() if ours else pytest.warns(UserWarning, match="one step count"):
+        run.train()
     optimizer = run.optimizer.optimizer
     if isinstance(kind, str):
         assert type(optimizer).__module__.startswith("bitsandbytes")
         assert kind in type(optimizer).__name__
     else:
         assert isinstance(optimizer, kind)
-        assert isinstance(optimizer, IncreLoraAdamW) == (kind is IncreLoraAdamW)
+        assert isinstance(optimizer, IncreLoraAdamW) == ours
     assert grown(model)
     assert (logits(model) - before).abs().max() > 1e-3
     resumed = adapted(llama(folder), seed=9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from increlora import IncreLoraAdamW, IncreLoraConfig, RestartedWarmup, find_all
 
 RECORDINGS = sorted((Path(__file__).parent / "authors").glob("authors_*.npz"))
 SIX = r".*encoder\.layer\.\d+\..*(query|key|value|dense)"
+
+pytestmark = pytest.mark.slow
 
 
 def replay(path: Path, *, ulp: bool = False, **changes: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -84,6 +87,9 @@ def replay(path: Path, *, ulp: bool = False, **changes: Any) -> tuple[dict[str, 
     return recorded, {key: np.array(value) for key, value in log.items()}
 
 
+replayed_once = functools.cache(replay)
+
+
 def growth_of(recorded: dict[str, np.ndarray]) -> slice:
     """Steps in which ranks grow, and so modules are scored."""
     return slice(int(np.flatnonzero(np.diff(recorded["rank"].sum(1)))[-1]) + 2)
@@ -97,7 +103,7 @@ def test_same_decisions_as_the_authors_code(path: Path) -> None:
     step 90 on the regulariser's trajectory doubles a difference every few steps (`test_rounding_grows`). Neither the
     decisions nor the losses depend on that.
     """
-    recorded, replayed = replay(path)
+    recorded, replayed = replayed_once(path)
     assert (replayed["rank"] == recorded["rank"]).all()
     scored = growth_of(recorded)
     for key, late in (("loss", 1e-6), ("gradnorm", 1e-5), ("ema", 1e-4), ("unc", 1e-3), ("reg", 1e-2)):
@@ -111,7 +117,7 @@ def test_same_decisions_as_the_authors_code(path: Path) -> None:
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
 def test_the_logged_deviation_counts_the_reserve(path: Path) -> None:
     """What the authors' code logs; a frozen reserve is nearly all of it, the active components are orthogonal."""
-    recorded, replayed = replay(path)
+    recorded, replayed = replayed_once(path)
     with_reserve, active = replayed["norm"].T
     np.testing.assert_allclose(with_reserve[:90], recorded["reg"][:90], rtol=1e-11)
     assert active[-1] < 0.03
@@ -121,7 +127,7 @@ def test_the_logged_deviation_counts_the_reserve(path: Path) -> None:
 def test_rounding_grows() -> None:
     """A change in the last bit of one weight moves the regulariser at the end as far as the recording is from us."""
     path = next(path for path in RECORDINGS if "r3" in path.stem)
-    recorded, replayed = replay(path)
+    recorded, replayed = replayed_once(path)
     _, changed = replay(path, ulp=True)
     ours = np.abs(changed["reg"] / replayed["reg"] - 1)
     theirs = np.abs(recorded["reg"] / replayed["reg"] - 1)

@@ -17,6 +17,8 @@ from tests.tuner.conftest import tokens
 SIX = r".*encoder\.layer\.\d+\..*(query|key|value|dense)"
 STEPS = 36
 
+pytestmark = pytest.mark.slow
+
 
 def bert() -> nn.Module:
     torch.manual_seed(0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -395,11 +393,3 @@ def test_embeddings_as_input(kit: Kit) -> None:
     embedded = model.get_input_embeddings()(batch.pop("input_ids"))
     found = model(inputs_embeds=embedded, **batch)
     assert close(getattr(found, "logits", found[0]), kit.out(model))
-
-
-def test_import_registers_the_method_and_the_model_card_says_so(tmp_path: Path) -> None:
-    Kit(CASES["MLP"], "off").adapted().save_pretrained(tmp_path)
-    code = "import sys, increlora, peft; print(type(peft.PeftConfig.from_pretrained(sys.argv[1])).__name__)"
-    found = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "IncreLoraConfig"
-    assert "import increlora" in (tmp_path / "README.md").read_text()

@@ -72,15 +72,7 @@ def test_no_table_or_figure_is_left_over() -> None:
     assert found == known
 
 
-@pytest.mark.parametrize(
-    "task",
-    [
-        pytest.param(task, marks=pytest.mark.xfail(strict=True, reason="few runs learn it in 240 steps"))
-        if task == "sst2"
-        else task
-        for task in load_study(DEFAULT).tasks
-    ],
-)
+@pytest.mark.parametrize("task", load_study(DEFAULT).tasks)
 def test_everything_learns_in_the_default_study(task: str) -> None:
     """Full fine-tuning beats the best constant answer by 15 points, every other method by 5, on every task.
 

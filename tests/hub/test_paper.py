@@ -24,7 +24,8 @@ TASKS = ("rte", "cola")
 SCHEDULE = {"max_steps": 22, "warmup_steps": 1, "eval_steps": 11}
 """IncreLoRA's interval is the warmup, so that growth takes two thirds of the steps, as in the paper's schedule."""
 METHODS: dict[str, Any] = {
-    "adalora": {"tasks": {task: {"options": {"tinit": 4, "tfinal": 8, "deltaT": 1}} for task in TASKS}}
+    "adalora": {"tasks": {task: {"options": {"tinit": 4, "tfinal": 8, "deltaT": 1}} for task in TASKS}},
+    "increlora": {"tasks": {"cola": {"options": {"top_h": 9}}}},
 }
 SHORT: dict[str, Any] = {
     "seeds": [41],

@@ -140,7 +140,7 @@ def test_corruption_asks_only_where_it_may():
     assert torch.equal(batch.ids[special], original[special])
     changed = (batch.ids != original) & ~masked
     assert (batch.replaced[changed] == 1).all() and 0.01 < changed.float().mean() < 0.2
-    assert torch.equal(batch.replaced[:, 0], changed.any(1).long()), "[CLS] is asked about the whole sequence"
+    assert (batch.replaced[:, 0] < 0).all(), "nothing is asked at [CLS]"
     connective = torch.isin(original, torch.tensor(tokenizer.convert_tokens_to_ids([*corpus.CONNECTIVES.values()])))
     whole = masked.any(1)[:, None]
     assert 0.3 < masked[connective & whole].float().mean() < 0.6, "TINY masks 0.4 of them, in sequences with any mask"

@@ -38,9 +38,9 @@ def sentence(acceptable: bool, rng: random.Random, split: Split) -> str:
             break
     base, third, past, participle = VERBS[verb].forms
     plural = rng.random() < 0.5
-    number_error = not acceptable and rng.random() < 0.45
+    number_error = not acceptable and rng.random() < 0.55
     phrase = "the " + _noun(subject, plural)
-    if rng.random() < 0.4:
+    if rng.random() < 0.6:
         phrase += f" {rng.choice(_PREPOSITIONS)} the {_noun(rng.choice(_THINGS), rng.random() < 0.5)}"
     singular_verb = plural is number_error  # an error takes the form of the other number
     wrong = not acceptable and not number_error

@@ -89,7 +89,7 @@ def _description(rng: random.Random) -> list[str]:
     return [acceptability.sentence(True, rng, Split.TRAIN)]
 
 
-_KINDS = ((_inference, 17), (_restatement, 30), (_dialogue, 16), (_interview, 17), (_review, 7), (_description, 13))
+_KINDS = ((_inference, 17), (_restatement, 27), (_dialogue, 16), (_interview, 17), (_review, 12), (_description, 11))
 
 
 def document(rng: random.Random) -> list[str]:

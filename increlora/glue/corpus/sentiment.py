@@ -13,7 +13,7 @@ from increlora.glue.corpus import lexicon
 from increlora.glue.corpus.grammar import Split, split_of
 
 NEGATIVE, POSITIVE = 0, 1
-INVOLVED = 0.4  # fraction of the task's rows that are put in a way that pretraining has not seen
+INVOLVED = 0.25  # fraction of the task's rows that are put in a way that pretraining has not seen
 
 
 def _adjective(sentiment: int, aspect: str, rng: random.Random, split: Split) -> str:

@@ -169,7 +169,9 @@ def test_test_predictions_are_those_of_the_best_weights(
         progress=False,
     )
     best, last = map(list, record.score.test_predictions["validation"])
-    assert (best, last) == (seen[8], seen[20])
+    assert last == seen[20]
+    # One unit of the last digit: the best weights come back without their reserve, so products sum in another order.
+    assert best == pytest.approx(seen[8], abs=1.1e-4)
     assert best != last
     assert record.score.test is not None
     assert record.shown("test") == record.score.test.best != record.score.test.last

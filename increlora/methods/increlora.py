@@ -190,7 +190,10 @@ class SvdLora(PeftAdaptation):
         return svd_parameters(self.shapes, self.ranks())
 
     def weights(self) -> dict[str, Tensor]:
-        """The active components and the head, as the saved adapter has them."""
+        """The active components and the head, as the saved adapter has them.
+
+        Without the reserve, which adds its lambda of 1e-5 while ranks grow: outputs of a growing model change by that.
+        """
         from peft import get_peft_model_state_dict
 
         state = get_peft_model_state_dict(self.peft_model, save_embedding_layers=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -17,12 +16,11 @@ from increlora.study import jobs
 from increlora.study.load import load_study
 from increlora.study.settings import all_runs
 from increlora.training.record import read_record
-from tests.study_helpers import SEVERAL, SMOKE
+from tests.study_helpers import SMOKE
 from tests.test_workflow import copy
 
 pytest.importorskip("snakemake")
 pytestmark = pytest.mark.slow
-BY_HAND = ("full_ft", "head", "bitfit", "hadapter", "padapter")
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,11 +37,7 @@ def snakemake(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some methods are trained from the command line; Snakemake does what is missing."""
     folder = copy(tmp_path_factory.mktemp("study"))
-    by_hand = (["pretrain", str(SMOKE)], ["run", str(SMOKE), "--method", *BY_HAND])
-    answers = command(folder, "-c", SEVERAL, *(json.dumps(["--quiet", *line]) for line in by_hand))
-    assert [json.loads(line)[0] for line in answers.stdout.splitlines()] == [0, 0], answers.stdout + answers.stderr
     result = snakemake(folder)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return folder

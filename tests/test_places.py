@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -164,13 +163,13 @@ def test_what_a_kill_left_of_a_folder_is_swept(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "name").iterdir()] == ["other"]
 
 
-def clone(folder: Path, **changes: Any) -> Path:
+def clone(folder: Path) -> Path:
     """The project with a study of one run."""
     for name in ("workflow", "profiles", "config", "increlora"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
     shutil.copy(ROOT / "Snakefile", folder)
     one = {"only": ["table1"], "table1": {"tasks": ["rte"], "rows": [{"method": "bitfit"}]}}
-    (folder / "one.yaml").write_text(json.dumps({"seeds": [0], "artefacts": one, **changes}))
+    (folder / "one.yaml").write_text(json.dumps({"seeds": [0], "artefacts": one}))
     return folder
 
 
@@ -221,12 +220,10 @@ def test_a_study_does_not_start_where_it_cannot_write(unwritable: Unwritable, tm
 
 
 @pytest.mark.workflow
-def test_a_home_that_cannot_be_written_to_is_no_matter(
-    unwritable: Unwritable, tiny_backbone: Path, tmp_path: Path
-) -> None:
+def test_a_home_that_cannot_be_written_to_is_no_matter(unwritable: Unwritable, tmp_path: Path) -> None:
     """`scripts/env`, as it is when the environment is there already."""
     pytest.importorskip("snakemake")
-    folder = clone(tmp_path / "clone", backbone={"pretrain": None, "path": str(tiny_backbone)})
+    folder = clone(tmp_path / "clone")
     unwritable(tmp_path / "home")
     (folder / "scripts").mkdir()
     shutil.copy(ROOT / "scripts/env", folder / "scripts")

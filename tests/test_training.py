@@ -169,8 +169,8 @@ def test_test_predictions_are_those_of_the_best_weights(
 ) -> None:
     """Of a run whose first evaluation is the best; the test rows are predicted at every evaluation as well.
 
-    The best weights of IncreLoRA are those of an adapter, without the reserve, whose lambda of 1e-5 the model in training
-    has. They come back into storage of another size, so numbers are compared before they are rounded for a record.
+    The best weights of IncreLoRA are those of an adapter, without the reserve and its lambda of 1e-5. They
+    come back into storage of another size, so numbers are compared before they are rounded for a record.
     """
     seen: dict[int, list[float]] = {}
     exact: list[list[float]] = []
@@ -233,18 +233,18 @@ def test_adalora_tells_its_whole_story_after_a_kill(
 
 @pytest.mark.slow
 def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
-    """SIGKILL while it trains, then the same settings in another process: the same scores as without the kill."""
+    """SIGKILL while it trains, then the same command again: the same scores as without the kill."""
     chosen = settings(tiny_backbone, "increlora", 2, {"deltaT": 3}, training={"epochs": 12})
     (tmp_path / "settings.json").write_text(chosen.model_dump_json())
     script = (
-        "import pathlib; from increlora.training.run import run; "
-        "from increlora.training.settings import RunSettings; "
-        f"import torch; torch.set_num_threads({torch.get_num_threads()}); "
+        "import pathlib, sys; from increlora.training.run import run; "
+        "from increlora.training.settings import RunSettings; import torch; torch.set_num_threads(1); "
         "s = RunSettings.model_validate_json(pathlib.Path('settings.json').read_text()); "
-        "run(s, progress=False, checkpoint_seconds=0); pathlib.Path('finished').touch()"
+        "r = run(s, progress=False, checkpoint_seconds=0); pathlib.Path(sys.argv[1]).write_text(r.model_dump_json())"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    command = [sys.executable, "-c", script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen([*command, "unused.json"], env=environment)
     path = checkpoints.Checkpoint(chosen.digest).path
     deadline = time.monotonic() + 120
     while not path.exists() and time.monotonic() < deadline:
@@ -252,12 +252,13 @@ def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not Path("finished").exists(), "it finished before the kill"
+    assert not Path("unused.json").exists(), "it finished before the kill"
     reached = checkpoints.Checkpoint(chosen.digest).load()["progress"]["step"]
     assert 0 < reached < 120
-    resumed = run(chosen, progress=False)
+    subprocess.run([*command, "resumed.json"], env=environment, check=True)
     discard_checkpoint(chosen)
-    whole = run(chosen, progress=False)
+    subprocess.run([*command, "whole.json"], env=environment, check=True)
+    resumed, whole = (json.loads(Path(name).read_text()) for name in ("resumed.json", "whole.json"))
     assert resumed["score"] == whole["score"]
     assert resumed["allocation"] == whole["allocation"]
 

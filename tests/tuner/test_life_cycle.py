@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -450,6 +451,29 @@ def test_trainer_logs_growth(model: PeftModel, tmp_path: Path) -> None:
     assert {entry["increlora/parameter_budget"] for entry in logged} == {find_allocator(model).budget}
     assert logged[-1]["increlora/parameters"] == model.active_parameters()
     assert "increlora/budget" not in logged[0]
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adafactor", "adamw_torch_fused", "rmsprop"])
+def test_trainer_honours_the_optimizer(optim: str, model: PeftModel, tmp_path: Path) -> None:
+    built = trainer(model, tmp_path, save_strategy="no", optim=optim)
+    ours = optim == "adamw_torch_fused"
+    with warnings.catch_warnings() if ours else pytest.warns(UserWarning, match="one step count"):
+        built.train()
+    optimizer = getattr(built.optimizer, "optimizer", built.optimizer)
+    assert isinstance(optimizer, IncreLoraAdamW) == ours
+    assert sum(model.rank_distribution().values()) == 36
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"])
+def test_trainer_with_every_schedule(schedule: str, model: PeftModel, tmp_path: Path) -> None:
+    built = trainer(model, tmp_path, save_strategy="no", lr_scheduler_type=schedule)
+    built.train()
+    optimizer = getattr(built.optimizer, "optimizer", built.optimizer)
+    curve = optimizer.schedule.curve
+    assert curve(20) == built.lr_scheduler.lr_lambdas[0](20)
+    assert optimizer.schedule(11, 10) == pytest.approx(1 / 3)  # the first third of a warmup of its own
+    assert optimizer.schedule(13, 10) == pytest.approx(1.0)
+    assert optimizer.schedule(30, 10) == pytest.approx(min(1.0, curve(30) / curve(13)))
 
 
 def test_step_without_allocation_warns_once(model: PeftModel) -> None:

@@ -236,12 +236,6 @@ def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
-@pytest.fixture
-def unscale(case: Case) -> bool:
-    """Whether the gradients are unscaled before the optimizer's step or in it: turn about over the cases."""
-    return list(CASES.values()).index(case) % 2 == 0
-
-
 @pytest.fixture(scope="module")
 def trained_once(case: Case) -> PeftModel:
     model = case.adapted(lora_dropout=0.1)
@@ -502,6 +496,7 @@ def test_float16_scores_at_the_highest_loss_scale(case: Case) -> None:
     torch.testing.assert_close(scores[scale], scores[1.0], rtol=0.3, atol=0)
 
 
+@pytest.mark.parametrize("unscale", [True, False], ids=["unscaled before", "unscaled in the step"])
 def test_loss_scale_changes_nothing(case: Case, unscale: bool) -> None:
     """A power of two scales floats without rounding, so a scaled training is the plain one bit for bit."""
     plain, scaled = case.adapted(), case.adapted()
@@ -510,6 +505,7 @@ def test_loss_scale_changes_nothing(case: Case, unscale: bool) -> None:
     assert_same_training(scaled, plain)
 
 
+@pytest.mark.parametrize("unscale", [True, False], ids=["unscaled before", "unscaled in the step"])
 def test_overflow_is_passed_over(case: Case, unscale: bool) -> None:
     """Step 2 is the first growth; its infinite gradients must neither be used nor stay."""
     model = case.adapted()

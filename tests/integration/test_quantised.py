@@ -87,8 +87,8 @@ PROPERTIES = {
     "test_saved_adapter_loads": "saves",
     "test_resume_in_the_middle_of_growth": "resumes",
     "test_exports_exactly": "exports",
-    "test_merges_as_lora_does_or_changes_nothing": "merges as PEFT's LoRA does, or raises and changes nothing",
-    "test_nan_is_not_merged": "merges no NaN",
+    "test_merges_as_lora_does": "merges as PEFT's LoRA does",
+    "test_nan_is_not_merged": "refuses to merge NaN and changes nothing",
     "test_distribution_retrains_as_lora": "ranks retrain as LoRA",
 }
 """What every base model is tested for."""
@@ -192,22 +192,12 @@ def base_logits(model: PeftModel) -> torch.Tensor:
         return logits(model)
 
 
-def test_merges_as_lora_does_or_changes_nothing(
-    base: Base, copied: Callable[[], Any], folder: Path, tmp_path: Path
-) -> None:
+def test_merges_as_lora_does(base: Base, copied: Callable[[], Any], folder: Path, tmp_path: Path) -> None:
     """The same update merged by PEFT's LoRA into the same base sets the error that quantising again may have."""
     model = copied()
     expected = logits(model)
     plain = PeftModel.from_pretrained(base.load(folder), export_lora(model, tmp_path))
-    before = base_logits(model)
-    try:
-        error = (merged(plain) - expected).abs().max()
-    except (ValueError, TypeError, NotImplementedError, RuntimeError):
-        with pytest.raises((ValueError, TypeError, NotImplementedError)):
-            model.merge_adapter(safe_merge=True)
-        assert torch.equal(base_logits(model), before)
-        assert torch.equal(logits(model), expected)
-        return
+    error = (merged(plain) - expected).abs().max()
     allowed = 1.2 * error + 1e-4
     assert (merged(model) - expected).abs().max() < allowed
     assert (logits(copied().merge_and_unload()) - expected).abs().max() < allowed
@@ -222,7 +212,7 @@ def test_nan_is_not_merged(base: Base, copied: Callable[[], Any], folder: Path) 
     with torch.no_grad():
         next(parameter for name, parameter in model.named_parameters() if "increlora_B" in name)[0] = torch.nan
     before = base_logits(model)
-    with pytest.raises((ValueError, TypeError, NotImplementedError)):
+    with pytest.raises(ValueError, match="NaNs detected"):
         model.merge_adapter(safe_merge=True)
     assert torch.equal(base_logits(model), before)
 

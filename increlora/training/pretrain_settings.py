@@ -13,7 +13,7 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-$%&"
 
 
 class PretrainSettings(Block):
-    """What is pretrained and for how long. The defaults are the backbone of the `mini` study."""
+    """What is pretrained and for how long; ``config/config.yaml`` has the backbone of the `mini` study."""
 
     hidden_size: int = Field(default=64, ge=1)
     """Width of the encoder, in features; a multiple of ``num_heads``."""

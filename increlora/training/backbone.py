@@ -57,7 +57,7 @@ def load_model(backbone: Backbone, task: Task, classifier_dropout: float | None 
             trust_remote_code=False,
             use_safetensors=files[0].endswith(".safetensors"),
             weights_only=True,  # a pickle can run code
-            # On a CPU the fused kernels' backward pass is slow: all-MiniLM-L6-v2 takes 1.2 times as long a step with them.
+            # On a CPU a step of all-MiniLM-L6-v2 takes 1.2 times as long with the fused kernels (backward).
             attn_implementation=None if torch.cuda.is_available() else "eager",
             output_loading_info=True,
         )

@@ -341,6 +341,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     stem = f"{bench.device.type}_length{args.length}" + (f"_rank{args.rank}" if args.rank != 8 else "")
+    stem += "_compiled" if args.compile else ""
     (args.out / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
     table = markdown(result)
     (args.out / f"{stem}.md").write_text(table)

@@ -250,7 +250,7 @@ _SCORE_OF_PRESET = {"paper": "mean", "code": "sum_sqrt"}
 
 
 def _note(runs: list[Mapping[str, Any]]) -> str:
-    """Which preset and importance score the runs were made with."""
+    """Which preset, importance score and learning rate of lambda the runs were made with."""
     presets = {options["preset"] for options in runs}
     scores = {
         "taylor"
@@ -259,7 +259,9 @@ def _note(runs: list[Mapping[str, Any]]) -> str:
         for options in runs
     }
     used = " and ".join(_SCORES[name] for name in sorted(scores))
-    return f"IncreLoRA: preset {' and '.join(sorted(presets))}; importance score: {used}."
+    ratios = sorted({str(options.get("lambda_lr_ratio", 1)) for options in runs})
+    rate = "" if ratios == ["1"] else f"; learning rate of λ over that of A and B: {' and '.join(ratios)} (paper: 1)"
+    return f"IncreLoRA: preset {' and '.join(sorted(presets))}; importance score: {used}{rate}."
 
 
 METHOD = Method(

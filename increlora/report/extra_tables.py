@@ -160,7 +160,7 @@ def selection(results: Results) -> Table:
                 for budget in budgets[trial.name]
             )
             mean = sum(own.values()) / len(own) if own else None
-            chosen = "" if not takes else "✓" if rule.over == "budgets" else ", ".join(map(str, takes))
+            chosen = "✓" if takes and rule.over == "budgets" else ", ".join(str(budget or "✓") for budget in takes)
             at = " / ".join("–" if budget is None else str(budget) for budget in budgets[trial.name])
             texts = (at, shown, fixed(mean, 2), chosen, ", ".join(edge))
             entries.append((Entry(study.title(trial.name), bold=bool(takes)), *map(Entry, texts)))

@@ -69,7 +69,7 @@ class TunerOptions(Options):
     @classmethod
     def names(cls) -> set[str]:
         """The fields of `IncreLoraConfig` that a study may set."""
-        return set(cls.spelled_out)
+        return {*cls.spelled_out, "lambda_lr_ratio"}
 
     def tuner_config(self, **own: Any) -> IncreLoraConfig:
         """The tuner's config with these options and further fields of it, which win.

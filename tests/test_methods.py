@@ -545,6 +545,11 @@ def test_increlora_options_are_fields_of_the_tuner():
     assert registry.validate_options("increlora", options.model_dump()).tuner_config(target_r=4) == config
 
 
+def test_retraining_can_give_lambda_the_rate_that_it_grew_with():
+    options = registry.validate_options("svd_lora", {"lambda_lr_ratio": 3})
+    assert options.tuner_config(init_r=2).lambda_lr_ratio == 3
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "field", "message"),
     [

@@ -23,7 +23,8 @@ from tests.study_helpers import ROOT
 RECORDS = ROOT / "results/runs"
 DEFAULT = ROOT / "config/config.yaml"
 SELECTION = (DEFAULT, ROOT / "config/overlays/selection.yaml")
-SHIPPED = [*((path,) for path in (ROOT / "config").glob("*.yaml") if path.stem != "local"), SELECTION]
+MINILM = (ROOT / "config/minilm.yaml", ROOT / "config/overlays/minilm_selection.yaml")
+SHIPPED = [*((path,) for path in (ROOT / "config").glob("*.yaml") if path.stem != "local"), SELECTION, MINILM]
 STUDIES = {load_study(*files).study: files for files in SHIPPED}
 COMMITTED = sorted(path.name for path in RECORDS.glob("*") if path.is_dir())
 

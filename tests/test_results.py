@@ -104,9 +104,14 @@ def test_the_default_study_uses_the_trials_that_were_chosen() -> None:
     table = pd.read_csv(ROOT / "results/mini_selection_selection.csv").set_index("trial")
     assert selection.grid is not None
     for origin in selection.grid.methods:
-        (chosen,) = table.index[(table["method"] == origin) & table["chosen"].notna()]
-        runs = {key: run for key, run in tried.items() if key[0] == chosen}
-        assert runs
-        for (_, task, budget), run in runs.items():
+        marked = table["chosen"][(table["method"] == origin) & table["chosen"].notna()]
+        chosen = {budget: trial for trial, budgets in marked.items() for budget in str(budgets).split(", ")}
+        runs = {
+            (task, budget): run
+            for (trial, task, budget), run in tried.items()
+            if trial == chosen.get(str(budget or "✓"))
+        }
+        assert {budget for _, budget in runs} == {budget for name, _, budget in tried if name in marked.index}
+        for (task, budget), run in runs.items():
             assert shown[origin, task, budget].training == run.training
             assert shown[origin, task, budget].options == run.options

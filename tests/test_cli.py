@@ -115,6 +115,30 @@ def test_progress_is_that_of_the_study(trainer: Trainer, tmp_path: Path, caplog:
     ]
 
 
+def test_progress_counts_no_record_of_other_settings(
+    trainer: Trainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path)
+    trainer.trained.clear()
+    caplog.set_level("INFO")
+    main(
+        [
+            "run",
+            str(SMOKE),
+            "{training: {batch_size: 8}}",
+            "--method",
+            "lora",
+            "--budget",
+            "2",
+            "--records",
+            str(tmp_path),
+        ]
+    )
+    assert trainer.trained
+    first, *_ = (line for line in caplog.messages if "here" in line)
+    assert "study smoke: 1 of 46" in first
+
+
 def test_run_by_name(trainer: Trainer, tmp_path: Path) -> None:
     def run(*arguments: str) -> int:
         return main(["run", str(SMOKE), *arguments, "--records", str(tmp_path)])

@@ -18,7 +18,7 @@ from increlora.study.cells import Cell, all_cells, sources
 from increlora.study.config import Study
 from increlora.study.settings import all_runs, run_settings
 from increlora.training.job import finish, is_first_process
-from increlora.training.record import Record, write_record
+from increlora.training.record import Record, is_finished, write_record
 from increlora.training.settings import RunSettings, budget_label
 
 log = logging.getLogger(__name__)
@@ -106,23 +106,31 @@ class Meter:
 
     def __init__(self, study: Study, runs: Sequence[RunSettings], records_root: str | Path):
         self.study, self.here, self.done, self.restored = study.study, len(runs), 0, 0
-        self.paths = {run.record_path(records_root) for run in (*all_runs(study), *runs)}
-        self.at_start, self.started = self._on_disk(), time.monotonic()
+        every = {run.record_path(records_root): run for run in (*all_runs(study), *runs)}
+        # When the record of an unfinished run was written: one of other settings may be there.
+        self.before = {path: _written(path) for path, run in every.items() if not is_finished(run, path)}
+        self.total, self.started = len(every), time.monotonic()
 
-    def _on_disk(self) -> int:
-        return sum(path.exists() for path in self.paths)
+    def _made(self) -> int:
+        return sum(_written(path) not in (None, before) for path, before in self.before.items())
 
     def tick(self, settings: RunSettings, record: Record | None, trained: bool) -> None:
         """Counts a run that ended; ``record`` is None if it failed."""
         self.done, self.restored = self.done + 1, self.restored + (not trained)
         score = f"{record.score.best.score:.2f}" if record and record.score.best else "no score"
-        now, seconds = self._on_disk(), time.monotonic() - self.started
+        made, seconds = self._made(), time.monotonic() - self.started
+        now = self.total - len(self.before) + made
         here = _left(seconds, self.done - self.restored, self.here - self.done)
-        whole = _left(seconds, now - self.at_start - self.restored, len(self.paths) - now)
+        whole = _left(seconds, made - self.restored, self.total - now)
         log.info(
             *("%s  %s  (%d of %d here%s; study %s: %d of %d%s)", settings.label, score, self.done, self.here, here),
-            *(self.study, now, len(self.paths), whole),
+            *(self.study, now, self.total, whole),
         )
+
+
+def _written(path: Path) -> int | None:
+    """When a file was written, in nanoseconds; None if it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _left(seconds: float, made: int, remaining: int) -> str:

@@ -574,6 +574,15 @@ def test_titles_are_no_formulas(records: Path, tmp_path: Path) -> None:
     assert r"$x_$ \\n {0} \`b\` \| \*c\* \<d> %" in text
 
 
+def test_claims_none_of_which_the_paper_has_a_number_for_are_drawn(tmp_path: Path) -> None:
+    study = make_study(only=("variants", "claims"))
+    write(study, tmp_path / "records")
+    figures.build(study, tmp_path / "records", tmp_path / "out")
+    drawn = pd.read_csv(tmp_path / "out" / "fake_claims.csv")
+    assert drawn["name"].tolist() == ["sqrt"]
+    assert drawn["paper"].isna().all()
+
+
 def test_figures_with_a_part_of_the_records(study: Study, tmp_path: Path) -> None:
     def change(settings: RunSettings, record: dict[str, Any]) -> dict[str, Any] | None:
         gone = settings.task == "stsb" or settings.method in ("adalora", "orth")

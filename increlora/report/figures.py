@@ -496,7 +496,7 @@ def claim_estimates(results: Results, wanted: object) -> pd.DataFrame:
             numbers = (tested.estimate.mean, *interval, visible, one.effect)
             rows.append((claim.name, claim.claim, one.place, claim.unit, claim.sign, *numbers, one.verdict))
     names = ("name", "claim", "place", "unit", "sign", "estimate", "corrected_low", "corrected_high", "visible")
-    return pd.DataFrame(rows, columns=[*names, "paper", "verdict"])
+    return pd.DataFrame(rows, columns=[*names, "paper", "verdict"]).astype({"paper": float})
 
 
 def draw_claims(data: pd.DataFrame, results: Results, wanted: object) -> Figure:

@@ -9,8 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from increlora.study.cells import all_cells, kind_of
@@ -262,6 +264,30 @@ def test_a_failed_run_takes_no_finished_one_with_it(two_methods: Path, monkeypat
     assert "    log: logs/smoke/train/lora.log" in end
     assert "increlora run two.yaml --task rte --method lora --budget 2 --seed 1" in end
     assert "Traceback" not in text
+
+
+def test_a_cancelled_job_still_says_where_it_stopped(bare: Path) -> None:
+    """SIGTERM to every process of a job, as SLURM sends it."""
+    script = """
+include: "workflow/rules/common.smk"
+rule last_words:
+    output: "never"
+    shell: "{{ trap 'sleep 1; echo at step 9; exit 143' TERM; touch started; sleep 60 & wait; }} 2>&1 | tee last.log"
+"""
+    (bare / "cancelled.smk").write_text(script)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--snakefile", "cancelled.smk"]
+    run = subprocess.Popen([*command, "--configfile", "config/smoke.yaml", "--", "never"], cwd=bare)
+    try:
+        deadline = time.monotonic() + 60
+        while not (bare / "started").exists():
+            assert run.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        for process in psutil.Process(run.pid).children(recursive=True):
+            process.terminate()
+        assert run.wait(60) == 1
+    finally:
+        run.kill()
+    assert (bare / "last.log").read_text() == "at step 9\n"
 
 
 def test_one_method_alone_runs_again_also_from_the_command_line(two_methods: Path) -> None:

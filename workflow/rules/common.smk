@@ -31,8 +31,9 @@ RUNS = f"results/{NAME}_runs.csv"
 # Rules call `python -m increlora`: the Python that runs Snakemake, also where its environment is not activated. With
 # --sdm conda it is that of the rule's environment.
 # A prefix takes the place of Snakemake's own: `pipefail`, or a job that pipes into `tee` cannot fail. Jobs end with
-# the Snakemake that has started them, and that is the parent of their shell.
-PREFIX = "set -euo pipefail; export INCRELORA_PARENT=$PPID; "
+# the Snakemake that has started them, and that is the parent of their shell. SLURM sends SIGTERM to every process of a
+# job: `tee` stays until a run has said at which step it stopped.
+PREFIX = "set -euo pipefail; export INCRELORA_PARENT=$PPID; tee() ( trap '' TERM; exec tee \"$@\" ); "
 if not any(str(method) == "conda" for method in workflow.deployment_settings.deployment_method):
     PREFIX += f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
 shell.prefix(PREFIX)

@@ -239,7 +239,7 @@ def _study(
             assert process.poll() is None and time.monotonic() < deadline, f"{phase} was never reached: {said()}"
             count -= any(marks.glob(f"{phase}.*"))
             time.sleep(0.001)
-        longest = {"corpus": 0.5, "pretraining": 0.5, "resume": 0.0}.get(phase, 0.005)  # a resume is over in milliseconds
+        longest = {"corpus": 0.5, "pretraining": 0.5, "resume": 0.0}.get(phase, 0.005)  # a resume takes milliseconds
         time.sleep(chance.uniform(0, longest))
         if phase == "corpus" or chance.random() < 0.5:
             os.killpg(process.pid, signal.SIGKILL)

@@ -239,7 +239,8 @@ def _study(
             assert process.poll() is None and time.monotonic() < deadline, f"{phase} was never reached: {said()}"
             count -= any(marks.glob(f"{phase}.*"))
             time.sleep(0.001)
-        longest = {"corpus": 0.5, "pretraining": 0.5, "resume": 0.0}.get(phase, 0.005)  # a resume takes milliseconds
+        # To resume or to write a record takes milliseconds.
+        longest = {"corpus": 0.5, "pretraining": 0.5, "resume": 0.0, "record": 0.0}.get(phase, 0.005)
         time.sleep(chance.uniform(0, longest))
         if phase == "corpus" or chance.random() < 0.5:
             os.killpg(process.pid, signal.SIGKILL)

@@ -62,8 +62,7 @@ def _restatement(rng: random.Random) -> list[str]:
 
 def _dialogue(rng: random.Random) -> list[str]:
     answered = rng.random() < 0.5
-    asked = rng.choice(questions.OPEN)
-    event, reply = questions.exchange(asked, answered, rng, Split.TRAIN)
+    event, asked, reply = questions.exchange(answered, rng, Split.TRAIN)
     return [
         questions.question(event, asked, rng),
         _connect(statement(reply, rng), "answer" if answered else "evasion", rng),

@@ -43,7 +43,7 @@ class Asked(Enum):
     TIME = "time"
 
 
-OPEN = (Asked.AGENT, Asked.OBJECT, Asked.PLACE, Asked.TIME)
+_OPEN = (Asked.AGENT, Asked.OBJECT, Asked.PLACE, Asked.TIME)
 
 
 def question_split(event: Event, asked: Asked) -> Split:
@@ -120,7 +120,7 @@ def other_question(event: Event, asked: Asked, rng: random.Random) -> tuple[Even
 
 def questions(same: bool, rng: random.Random, split: Split) -> tuple[tuple[Event, Asked], tuple[Event, Asked]]:
     """Two questions that ask the same or not; one in four asks for the truth, one in three is negative."""
-    asked = rng.choice((*OPEN, Asked.TRUTH))
+    asked = rng.choice((*_OPEN, Asked.TRUTH))
     negated = rng.random() < 1 / 3
     for choices in same_choices(rng):
         event = replace(askable_event(rng, asked, split), negated=negated)
@@ -149,15 +149,11 @@ def _with_modifier(event: Event, asked: Asked, rng: random.Random) -> Event:
     return event
 
 
-def _answer(
-    event: Event, asked: Asked, answered: bool, rng: random.Random, *, vague: float, bare: float
-) -> Event | None:
+def _answer(event: Event, asked: Asked, answered: bool, rng: random.Random) -> Event | None:
     full = _with_modifier(event, asked, rng)
     if answered:
         return full
-    if rng.random() < (vague if asked in (Asked.AGENT, Asked.OBJECT) else 0.75):
-        if bare and asked in (Asked.PLACE, Asked.TIME) and rng.random() < bare:
-            return replace(full, place=None, time=None)
+    if rng.random() < 0.75:
         if asked is Asked.PLACE:
             return replace(full, place=None, time=full.time or rng.choice(lexicon.TIMES))
         if asked is Asked.TIME:
@@ -168,36 +164,19 @@ def _answer(
     return attempt(rng, _SHOWN_CHANGES[asked], full)
 
 
-def exchange(
-    asked: Asked, answered: bool, rng: random.Random, split: Split, *, vague: float = 0.75, bare: float = 0.0
-) -> tuple[Event, Event]:
-    """An event that a question asks about, and one whose statement answers the question or not.
-
-    Args:
-        asked: the part that the question asks for.
-        answered: whether the statement answers it.
-        rng: decides the rest.
-        split: side of the hold-out.
-        vague: how often a statement that does not say who or what says "someone" or "something"; else it is about
-            another event.
-        bare: how often a statement that does not say where (or when) does not say when (or where) either.
-    """
+def exchange(answered: bool, rng: random.Random, split: Split) -> tuple[Event, Asked, Event]:
+    """An event, the part of it that a question asks for, and an event whose statement answers the question or not."""
+    asked = rng.choice(_OPEN)
     for choices in same_choices(rng):
         event = askable_event(rng, asked, split)
-        reply = _answer(event, asked, answered, choices, vague=vague, bare=bare)
+        reply = _answer(event, asked, answered, choices)
         if reply is not None and event_split(reply) is split:
-            return replace(event, place=None, time=None), reply
+            return replace(event, place=None, time=None), asked, reply
     raise AssertionError("same_choices is endless")
 
 
 def qnli_row(rng: random.Random, split: Split) -> dict:
-    """One QNLI row: 0 if the sentence contains the answer to the question, 1 if not.
-
-    Two questions of three ask where or when. If every sentence without the answer said when instead, or where, neither
-    the question word nor the sentence would tell anything on its own, and half of all runs would learn no more than
-    that "someone" and "something" answer nothing.
-    """
+    """One QNLI row: 0 if the sentence contains the answer to the question, 1 if not."""
     label = rng.randrange(2)
-    asked = rng.choice((Asked.PLACE, Asked.TIME) if rng.random() < 2 / 3 else (Asked.AGENT, Asked.OBJECT))
-    event, reply = exchange(asked, label == 0, rng, split, vague=0.5, bare=0.6)
+    event, asked, reply = exchange(label == 0, rng, split)
     return {"question": question(event, asked, rng), "sentence": statement(reply, rng), "label": label}

@@ -121,19 +121,8 @@ def test_progress_counts_no_record_of_other_settings(
     train(tmp_path)
     trainer.trained.clear()
     caplog.set_level("INFO")
-    main(
-        [
-            "run",
-            str(SMOKE),
-            "{training: {batch_size: 8}}",
-            "--method",
-            "lora",
-            "--budget",
-            "2",
-            "--records",
-            str(tmp_path),
-        ]
-    )
+    of_one_cell = ("--method", "lora", "--budget", "2", "--records", str(tmp_path))
+    main(["run", str(SMOKE), "{training: {batch_size: 8}}", *of_one_cell])
     assert trainer.trained
     first, *_ = (line for line in caplog.messages if "here" in line)
     assert "study smoke: 1 of 46" in first

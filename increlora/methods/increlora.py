@@ -259,7 +259,8 @@ def _note(runs: list[Mapping[str, Any]]) -> str:
         for options in runs
     }
     used = " and ".join(_SCORES[name] for name in sorted(scores))
-    ratios = sorted({str(options.get("lambda_lr_ratio", 1)) for options in runs})
+    given = {options.get("lambda_lr_ratio", 1) for options in runs}
+    ratios = sorted(ratio if isinstance(ratio, str) else f"{ratio:g}" for ratio in given)
     rate = "" if ratios == ["1"] else f"; learning rate of λ over that of A and B: {' and '.join(ratios)} (paper: 1)"
     return f"IncreLoRA: preset {' and '.join(sorted(presets))}; importance score: {used}{rate}."
 

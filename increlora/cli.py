@@ -64,9 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _plan(options: argparse.Namespace) -> None:
+    from increlora.study import speed
+    from increlora.study.jobs import speed_table
     from increlora.study.plan import as_text, plan, write_csv
 
-    rows = plan(_study(options))
+    study = _study(options)
+    if options.measure:
+        speed.write(list(speed.measure(study, progress=not options.quiet)), speed_table(study))
+    rows = plan(study, speed.read(speed_table(study)))
     if options.csv:
         write_csv(rows, options.csv)
     print(as_text(rows))
@@ -263,6 +268,8 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = command("plan", _plan, "what a study will cost, and whether its budgets fit", config=True)
     plan.add_argument("--csv", metavar="FILE", help="also write the plan there")
+    text = "time some steps of every kind of run on this machine first, for this plan and later ones"
+    plan.add_argument("--measure", action="store_true", help=text)
     check = command("check", _check, "whether a study's config is valid and everything it needs is there", config=True)
     check.add_argument("--here", action="store_true", help="its runs will be on this machine: check GPUs and disk too")
     command("verify", _verify, "compare finished runs with a study's config", config=True, records=True)

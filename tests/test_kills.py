@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import multiprocessing
 import os
@@ -85,7 +86,7 @@ def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_from_there(
     assert (resumed["score"], resumed["allocation"]) == (whole["score"], whole["allocation"])
 
 
-def _hold_slots(folder: Path, number: int) -> None:
+def _hold_slots(folder: Path, number: int, until_killed: bool) -> None:
     """Takes a slot again and again; a lock that the kernel drops with the process tells the others who holds one."""
     torch.cuda.is_available = lambda: True  # type: ignore[method-assign]
     torch.cuda.device_count = lambda: 1  # type: ignore[method-assign]
@@ -93,7 +94,7 @@ def _hold_slots(folder: Path, number: int) -> None:
     time.sleep = lambda _: sleep(0.002)
     os.environ["INCRELORA_RUNS_PER_GPU"] = "3"
     mine = (folder / f"holder{number}").open("w")  # opened before the slot's file, so it is closed before it at a kill
-    for _ in range(20):
+    for _ in itertools.count() if until_killed else range(20):
         with device.device_slot(folder / "slots"):
             with FileLock(folder / "counting"):  # nobody comes or leaves while it counts
                 fcntl.flock(mine, fcntl.LOCK_EX)
@@ -118,15 +119,18 @@ def test_no_slot_is_lost_and_none_is_given_twice(tmp_path: Path, monkeypatch: py
     """Twenty processes want three slots of one GPU, and some of them are killed."""
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     context, chance = multiprocessing.get_context("fork"), random.Random(0)
-    processes = [context.Process(target=_hold_slots, args=(tmp_path, number)) for number in range(20)]
+    doomed = chance.sample(range(20), 8)
+    processes = [context.Process(target=_hold_slots, args=(tmp_path, number, number in doomed)) for number in range(20)]
     for process in processes:
         process.start()
-    for process in chance.sample(processes, 8):
+    for number in doomed:
         time.sleep(chance.random() / 10)
-        process.kill()
+        processes[number].kill()
     for process in processes:
         process.join(120)
-    assert {process.exitcode for process in processes} == {0, -signal.SIGKILL}
+    assert all(
+        process.exitcode == (-signal.SIGKILL if number in doomed else 0) for number, process in enumerate(processes)
+    )
     assert not (tmp_path / "too many").exists()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

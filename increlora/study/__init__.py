@@ -4,7 +4,8 @@
 - `grid`      trials of settings become variants
 - `cells`     the artefacts' cells: which task, variant and budget they show
 - `settings`  the settings of each run
-- `checks`    before training, without the backbone; `budgets` with its real shapes; `plan` the estimate of costs
+- `checks`    before training, without the backbone; `budgets` with its real shapes; `plan` what it will cost
+- `speed`     how fast this machine trains it, for the plan
 - `train`     runs one after the other in a process; `jobs` how the workflow packs them
 - `verify`    after training: whether the records are those of the study
 

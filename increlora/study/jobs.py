@@ -100,6 +100,11 @@ def backbone_file(study: Study) -> list[str]:
     return [f"{backbone_path(study.backbone)}/config.json"] if study.backbone.pretrain is not None else []
 
 
+def speed_table(study: Study) -> Path:
+    """Speeds measured on this machine, from which the plan takes its hours (`increlora.study.speed`)."""
+    return Path(".increlora/speed", f"{study.study}.csv")
+
+
 def records(study: Study, cells: Iterable[Cell] | None = None) -> list[str]:
     """Paths of the records of some cells, or of all."""
     return [str(run.record_path()) for run in cell_runs(study, all_cells(study) if cells is None else cells)]

@@ -1,6 +1,7 @@
 """What a study will cost, before anything is trained.
 
-Parameters are counted on the backbone's real shapes. Hours are an estimate from a deliberately simple model:
+Parameters are counted on the backbone's real shapes. Hours come from a table of measured speeds where there is one
+(`increlora.study.speed`), and otherwise from a deliberately simple model:
 
     step = overhead * max(batch * tokens * passes * active parameters / sustained FLOP/s, layers * seconds per layer)
     evaluation = rows * tokens * 2 * active parameters / sustained FLOP/s
@@ -17,7 +18,6 @@ Read it as "hours or days", not to the minute; records hold what a run really to
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from increlora.study.budgets import backbone_of, check_budgets
 from increlora.study.cells import Cell, all_cells, artefact_cells
 from increlora.study.config import Study
 from increlora.study.settings import cell_runs
+from increlora.study.speed import Speeds
 from increlora.training.settings import RunSettings
 
 
@@ -77,11 +78,15 @@ class PlanRow:
     hours: float
     """Estimated hours of all runs on one device."""
     machine: str
-    """The device that `hours` is about."""
+    """The device that `hours` is about; for a measured one, its name."""
 
 
-def plan(study: Study) -> list[PlanRow]:
+def plan(study: Study, speeds: Speeds | None = None) -> list[PlanRow]:
     """One row per variant and budget, in the order in which artefacts first show them.
+
+    Args:
+        study: what is to be trained.
+        speeds: measured on the machine that is to train it; what they lack is estimated.
 
     Raises:
         ConfigError: a budget does not fit the backbone, or the backbone's shape is not available.
@@ -99,6 +104,7 @@ def plan(study: Study) -> list[PlanRow]:
     for (variant, budget), own in cells.items():
         runs = cell_runs(study, own)
         kind, options, modules = runs[0].kind, runs[0].options, study.backbone.target_modules
+        measured = speeds is not None and all(speeds.has(run) for run in runs)
         rows.append(
             PlanRow(
                 method=variant,
@@ -109,8 +115,11 @@ def plan(study: Study) -> list[PlanRow]:
                 runs=len(runs),
                 steps=sum(run.training.steps(run.data.rows(TASKS[run.task])[0]).total for run in runs),
                 parameters=count(kind, budget, config, options=options, target_modules=modules).trainable,
-                hours=sum(estimate_seconds(run, size, machine) for run in runs) / 3600,
-                machine=machine.name,
+                hours=sum(
+                    speeds.seconds(run) if speeds and measured else estimate_seconds(run, size, machine) for run in runs
+                )
+                / 3600,
+                machine=speeds.machine if speeds and measured else machine.name,
             )
         )
     return rows
@@ -119,12 +128,11 @@ def plan(study: Study) -> list[PlanRow]:
 def estimate_seconds(settings: RunSettings, size: Size, machine: Machine) -> float:
     """Estimated seconds of one run on a device (see the module's docstring)."""
     training, task, method = settings.training, TASKS[settings.task], get_method(settings.kind)
-    train_rows, eval_rows = settings.data.rows(task)
-    steps, tokens = training.steps(train_rows).total, min(task.tokens, training.max_length)
+    tokens = min(task.tokens, training.max_length)
     products = method.passes * size.active * tokens * training.batch_size / machine.flops
     step = method.overhead * max(products, size.layers * machine.seconds_per_layer)
-    evaluations = steps // training.eval_steps if training.eval_steps else math.ceil(training.epochs)
-    return steps * step + evaluations * 2 * size.active * tokens * eval_rows / machine.flops
+    steps, rows = settings.work()
+    return steps * step + rows * 2 * size.active * tokens / machine.flops
 
 
 def write_csv(rows: Iterable[PlanRow], path: str | Path) -> None:
@@ -146,4 +154,15 @@ def as_text(rows: list[PlanRow]) -> str:
     lines.append(("total", "", "", str(runs), f"{steps:,}", "", f"{hours:.1f}"))
     sides = ("left", *["right"] * (len(names) - 1))
     text = tabulate(lines, names, tablefmt="plain", disable_numparse=True, colalign=sides)
-    return f"{text}\nhours: estimate for one {rows[0].machine}"
+    return f"{text}\nhours: {_sources(rows)}"
+
+
+def _sources(rows: list[PlanRow]) -> str:
+    """Where the hours come from; a machine that was measured has a name of its own."""
+    estimated = [row for row in rows if row.machine in (GPU.name, CPU_CORE.name)]
+    measured = sorted({row.machine for row in rows} - {GPU.name, CPU_CORE.name})
+    words = [f"measured on {machine}" for machine in measured]
+    if estimated:
+        share = f" ({len(estimated)} of {len(rows)} rows)" if measured else ""
+        words.append(f"estimate for one {estimated[0].machine}{share}")
+    return "; ".join(words)

@@ -136,9 +136,8 @@ def location(backbone: Backbone, *, weights: bool = True) -> Path:
     """
     if backbone.path is not None:
         if not (Path(backbone.path) / "config.json").is_file():
-            raise ConfigError(
-                "backbone.path", f"{backbone.path!r} holds no config.json; give a folder in the Hub's layout"
-            )
+            remedy = "`increlora pretrain` makes it" if backbone.pretrain else "give a folder in the Hub's layout"
+            raise ConfigError("backbone.path", f"{backbone.path!r} holds no config.json; {remedy}")
         return Path(backbone.path)
     folder = hub.snapshot(backbone.name, backbone.revision, DESCRIPTION)
     if not (folder / "config.json").is_file():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import itertools
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +116,26 @@ def run(
         return _Run(settings, ranks, device, progress, checkpoint_seconds, tensorboard).record()
 
 
+class Speed(NamedTuple):
+    """What a run costs on this machine."""
+
+    step: float
+    """Seconds of a training step."""
+    row: float
+    """Seconds of evaluating one example."""
+
+
+def measure_speed(settings: RunSettings, steps: int = 10) -> Speed:
+    """Time the first steps of a run and one evaluation, and leave nothing behind.
+
+    Args:
+        settings: of the run; few rows are enough, if ``max_steps`` is that of the whole run.
+        steps: how many are timed, after three that are not.
+    """
+    with device_slot() as device:
+        return _Run(settings, None, device, progress=False, checkpoint_seconds=math.inf, tensorboard=None).speed(steps)
+
+
 def discard_checkpoint(settings: RunSettings) -> None:
     """Delete the checkpoint of a run whose record is safe."""
     Checkpoint(settings.digest).delete()
@@ -178,6 +199,29 @@ class _Run:
 
     # ---- Training
 
+    def speed(self, steps: int) -> Speed:
+        optimizer, scheduler = self.adaptation.optimizer()
+        self._start()
+        batches, began = self._batches(0), 0.0
+        for step, rows in enumerate(itertools.islice(batches, 3 + steps)):
+            if step == 3:
+                self._wait()
+                began = time.perf_counter()
+            self._step(rows, optimizer, scheduler)
+        self._wait()
+        trained = time.perf_counter()
+        self._predictions(self.evaluation)
+        rows_evaluated = sum(map(len, self.evaluation.values()))
+        return Speed((trained - began) / steps, (time.perf_counter() - trained) / rows_evaluated)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _start(self) -> None:
+        self.adaptation.model.train()
+        self.trained = [p for p in self.adaptation.model.parameters() if p.requires_grad]  # no method replaces any
+
     def record(self) -> Record:
         optimizer, scheduler = self._resume() or self.adaptation.optimizer()
         if self.progress.step == 0:
@@ -222,13 +266,12 @@ class _Run:
         )
 
     def _train(self, optimizer: torch.optim.Optimizer, scheduler: Any, interrupt: Interrupt) -> None:
-        progress, adaptation = self.progress, self.adaptation
+        progress = self.progress
         session_start = saved = time.monotonic()
         note_every = max(1, self.total // NOTED_POINTS)
         if progress.step == 0:
             self._note_orthogonality()
-        adaptation.model.train()
-        self.trained = [p for p in adaptation.model.parameters() if p.requires_grad]  # no method replaces any of them
+        self._start()
         bar = tqdm(
             total=self.total,
             initial=progress.step,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from increlora.glue.tasks import Task
+from increlora.glue.tasks import TASKS, Task
 from increlora.methods.method import Recipe
 from increlora.methods.registry import get_method
 from increlora.model import Block
@@ -160,6 +160,12 @@ class RunSettings(Block):
     """Digest of the run named by `ranks_from`, so that a change there is a change here."""
     protocol: int = Field(default_factory=lambda given: get_method(given["kind"]).protocol)
     """`Method.protocol` when the run was made."""
+
+    def work(self) -> tuple[int, int]:
+        """Optimizer steps, and examples over all evaluations of the development splits."""
+        train_rows, evaluation_rows = self.data.rows(TASKS[self.task])
+        steps = self.training.steps(train_rows)
+        return steps.total, math.ceil(steps.total / (self.training.eval_steps or steps.per_epoch)) * evaluation_rows
 
     def recipe(self, examples: int) -> Recipe:
         """What a method may know of this run on so many training examples."""

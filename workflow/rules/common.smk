@@ -26,6 +26,7 @@ TABLES = jobs.tables(STUDY)
 FIGURES = jobs.figures(STUDY)
 CHECKED = f".increlora/checked/{NAME}-{STUDY.digest}"
 PLAN = f"results/{NAME}_plan.csv"
+SPEED = jobs.speed_table(STUDY)
 RUNS = f"results/{NAME}_runs.csv"
 
 # Rules call `python -m increlora`: the Python that runs Snakemake, also where its environment is not activated. With

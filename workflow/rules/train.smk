@@ -2,6 +2,8 @@
 
 
 rule plan:
+    input:
+        [SPEED] if SPEED.exists() else [],
     output:
         PLAN,
     message:

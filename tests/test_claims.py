@@ -101,6 +101,7 @@ def test_findings_say_what_they_rest_on(answers: dict[str, Finding]) -> None:
     assert one.tested.estimate.mean < 12
 
 
+@pytest.mark.slow
 def test_what_could_not_be_seen_is_said(tmp_path: Path, answers: dict[str, Finding]) -> None:
     """The same truth in runs that scatter ten times as much."""
     blurred = found(tmp_path, study_with_truth(), spread=0.1)

@@ -182,6 +182,7 @@ def test_too_few_rows_to_hold_a_fifth_out() -> None:
         load_task("mnli", source="builtin", evaluate_on="held_out", train_rows=9)
 
 
+@pytest.mark.slow
 def test_a_folder_is_read_as_it_is_now(tmp_path: Path) -> None:
     from increlora.glue.corpus import write_folder
 

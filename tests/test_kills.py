@@ -36,6 +36,7 @@ ELSEWHERE = f"import os; del os.pidfd_open; {WATCHING}"
 """As on a system other than Linux."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [WATCHING, ELSEWHERE], ids=["Linux", "elsewhere"])
 def test_a_job_ends_when_its_snakemake_is_killed(code: str) -> None:
     """Not the job's parent is killed, but the program that has started the shell between them."""

@@ -562,6 +562,7 @@ def test_figure_without_records_says_so(study: Study, tmp_path: Path, caplog: py
     assert tables.build(study, tmp_path / "none", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_titles_are_no_formulas(records: Path, tmp_path: Path) -> None:
     """Matplotlib would take what stands between two dollar signs for a formula, LaTeX and Markdown have signs too."""
     title = r"$x_$ \n {0} `b` | *c* <d> %"
@@ -583,6 +584,7 @@ def test_claims_none_of_which_the_paper_has_a_number_for_are_drawn(tmp_path: Pat
     assert drawn["paper"].isna().all()
 
 
+@pytest.mark.slow
 def test_figures_with_a_part_of_the_records(study: Study, tmp_path: Path) -> None:
     def change(settings: RunSettings, record: dict[str, Any]) -> dict[str, Any] | None:
         gone = settings.task == "stsb" or settings.method in ("adalora", "orth")

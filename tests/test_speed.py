@@ -40,6 +40,7 @@ def test_measured_hours_take_the_place_of_estimates() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_study_is_measured_on_this_machine(
     tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@ from increlora import IncreLoraCallback, create_optimizer, find_allocator, find_
 from increlora.errors import IncreLoraError
 from tests.tuner.conftest import adapter, deberta, tokens
 
+pytestmark = pytest.mark.slow
 STEPS, ROWS = 24, 8
 SIZE = 2
 TIMEOUT = 60

@@ -244,12 +244,16 @@ def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", script]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen([*command, "unused.json"], env=environment)
+    slowly = (  # so that it cannot finish before it is killed, however late that is
+        "import time; from increlora.training.checkpoint import Checkpoint; save = Checkpoint.save; "
+        "Checkpoint.save = lambda *state: (save(*state), time.sleep(0.2)); "
+    )
+    process = subprocess.Popen([sys.executable, "-c", slowly + script, "unused.json"], env=environment)
     path = checkpoints.Checkpoint(chosen.digest).path
     deadline = time.monotonic() + 120
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
-    time.sleep(0.3)
+    time.sleep(0.7)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not Path("unused.json").exists(), "it finished before the kill"

@@ -13,6 +13,7 @@ from increlora.glue.tasks import TASKS
 from increlora.report import figures, published, tables
 from increlora.study import jobs
 from increlora.study.config import Study
+from increlora.study.grid import trials
 from increlora.study.load import load_study
 from increlora.study.plan import plan, write_csv
 from increlora.study.settings import all_runs
@@ -23,8 +24,9 @@ from tests.study_helpers import ROOT
 RECORDS = ROOT / "results/runs"
 DEFAULT = ROOT / "config/config.yaml"
 SELECTION = (DEFAULT, ROOT / "config/overlays/selection.yaml")
-MINILM = (ROOT / "config/minilm.yaml", ROOT / "config/overlays/minilm_selection.yaml")
-SHIPPED = [*((path,) for path in (ROOT / "config").glob("*.yaml") if path.stem != "local"), SELECTION, MINILM]
+MINILM = ROOT / "config/minilm.yaml"
+MINILM_SELECTION = (MINILM, ROOT / "config/overlays/minilm_selection.yaml")
+SHIPPED = [*((path,) for path in (ROOT / "config").glob("*.yaml") if path.stem != "local"), SELECTION, MINILM_SELECTION]
 STUDIES = {load_study(*files).study: files for files in SHIPPED}
 COMMITTED = sorted(path.name for path in RECORDS.glob("*") if path.is_dir())
 
@@ -115,3 +117,19 @@ def test_the_default_study_uses_the_trials_that_were_chosen() -> None:
         for (task, budget), run in runs.items():
             assert shown[origin, task, budget].training == run.training
             assert shown[origin, task, budget].options == run.options
+
+
+def test_the_minilm_study_uses_the_trials_that_were_chosen() -> None:
+    """On its own tasks it has what its selection varied on CoLA and MRPC."""
+    selection, shown = load_study(*MINILM_SELECTION), all_runs(load_study(MINILM))
+    table = pd.read_csv(ROOT / "results/minilm_selection_selection.csv")
+    assert selection.grid is not None
+    for origin in selection.grid.methods:
+        (chosen,) = table["trial"][(table["method"] == origin) & table["chosen"].notna()]
+        values = {trial.name: trial.values for trial in trials(selection, origin)}[chosen]
+        (budget,) = {run.budget for run in all_runs(selection)}
+        runs = [run for run in shown if (run.method, run.budget) == (origin, budget)]
+        assert runs
+        for run in runs:
+            settings = {**run.options, **run.training.model_dump()}
+            assert {name: settings[name] for name in values} == values

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from increlora import IncreLoraConfig
 from increlora.glue.tasks import TASKS
 from increlora.report import figures, published, tables
 from increlora.study import jobs
@@ -131,5 +132,5 @@ def test_the_minilm_study_uses_the_trials_that_were_chosen() -> None:
         runs = [run for run in shown if (run.method, run.budget) == (origin, budget)]
         assert runs
         for run in runs:
-            settings = {**run.options, **run.training.model_dump()}
+            settings = {**vars(IncreLoraConfig()), **run.options, **run.training.model_dump()}
             assert {name: settings[name] for name in values} == values

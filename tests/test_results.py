@@ -132,5 +132,13 @@ def test_the_minilm_study_uses_the_trials_that_were_chosen() -> None:
         runs = [run for run in shown if (run.method, run.budget) == (origin, budget)]
         assert runs
         for run in runs:
-            settings = {**vars(IncreLoraConfig()), **run.options, **run.training.model_dump()}
+            unset = {"lambda_lr_ratio": IncreLoraConfig().lambda_lr_ratio} if run.kind == "increlora" else {}
+            settings = {**unset, **run.options, **run.training.model_dump()}
             assert {name: settings[name] for name in values} == values
+
+
+def test_the_whole_minilm_study_contains_what_is_trained() -> None:
+    shown = all_runs(load_study(MINILM))
+    whole = all_runs(load_study(MINILM, ROOT / "config/overlays/minilm_all.yaml"))
+    assert {run.digest for run in shown} < {run.digest for run in whole}
+    assert {run.task for run in whole} == {"cola", "mrpc", "rte", "stsb"}

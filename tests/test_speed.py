@@ -52,6 +52,9 @@ def test_a_study_is_measured_on_this_machine(
     assert len(table) == len({(run.task, run.kind, run.budget) for run in all_runs(study) if run.ranks_from is None})
     assert (table[["step_seconds", "row_seconds"]] > 0).all(axis=None)
     assert "hours: measured on" in capsys.readouterr().out
+    short = "{training: {max_steps: 2, warmup_steps: 0}, artefacts: {table1: {rows: [{method: bitfit}]}}}"
+    (bitfit,) = (row for row in speed.measure(load_study(SMOKE, inline, short), progress=False) if row.task == "rte")
+    assert 0 < bitfit.step_seconds < 60
     assert main(["plan", str(SMOKE), inline]) == 0  # and is kept
     assert "hours: measured on" in capsys.readouterr().out
 

@@ -28,7 +28,7 @@ from increlora.training.run import measure_speed
 from increlora.training.settings import RunSettings
 
 TRAIN_ROWS, EVAL_ROWS = 2048, 256
-"""Rows that are read to measure: a window of length grouping at a batch size of 32, and two batches of evaluation."""
+"""Rows that are read to measure, at most: a window of length grouping at a batch size of 32, and two batches of evaluation."""
 
 
 class _Key(NamedTuple):
@@ -82,7 +82,11 @@ def measure(study: Study, progress: bool = True) -> Iterator[SpeedRow]:
     machine = _machine()
     for key, run in tqdm(reversed(runs.items()), total=len(runs), disable=None if progress else True, unit="run"):
         training = run.training.model_copy(update={"max_steps": run.work()[0]})
-        data = run.data.model_copy(update={"train_rows": TRAIN_ROWS, "eval_rows": EVAL_ROWS})
+        rows = {
+            "train_rows": min(TRAIN_ROWS, run.data.train_rows or TRAIN_ROWS),
+            "eval_rows": min(EVAL_ROWS, run.data.eval_rows or EVAL_ROWS),
+        }
+        data = run.data.model_copy(update=rows)
         speed = measure_speed(run.model_copy(update={"training": training, "data": data}))
         yield SpeedRow(**key._asdict(), step_seconds=speed.step, row_seconds=speed.row, machine=machine)
 

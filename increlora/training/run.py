@@ -130,7 +130,7 @@ def measure_speed(settings: RunSettings, steps: int = 10) -> Speed:
 
     Args:
         settings: of the run; few rows are enough, if ``max_steps`` is that of the whole run.
-        steps: how many are timed, after three that are not.
+        steps: at most so many are timed, after three that are not.
     """
     with device_slot() as device:
         return _Run(settings, None, device, progress=False, checkpoint_seconds=math.inf, tensorboard=None).speed(steps)
@@ -202,9 +202,11 @@ class _Run:
     def speed(self, steps: int) -> Speed:
         optimizer, scheduler = self.adaptation.optimizer()
         self._start()
-        batches, began = self._batches(0), 0.0
-        for step, rows in enumerate(itertools.islice(batches, 3 + steps)):
-            if step == 3:
+        batches = list(itertools.islice(self._batches(0), 3 + steps))
+        untimed = min(3, len(batches) - 1)  # the first steps allocate
+        began = time.perf_counter()
+        for step, rows in enumerate(batches):
+            if step == untimed:
                 self._wait()
                 began = time.perf_counter()
             self._step(rows, optimizer, scheduler)
@@ -212,7 +214,7 @@ class _Run:
         trained = time.perf_counter()
         self._predictions(self.evaluation)
         rows_evaluated = sum(map(len, self.evaluation.values()))
-        return Speed((trained - began) / steps, (time.perf_counter() - trained) / rows_evaluated)
+        return Speed((trained - began) / (len(batches) - untimed), (time.perf_counter() - trained) / rows_evaluated)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

@@ -28,7 +28,7 @@ from increlora.training.run import measure_speed
 from increlora.training.settings import RunSettings
 
 TRAIN_ROWS, EVAL_ROWS = 2048, 256
-"""Rows that are read to measure, at most: a window of length grouping at a batch size of 32, and two batches of evaluation."""
+"""Rows that are read at most: a window of length grouping at a batch size of 32, and two batches of evaluation."""
 
 
 class _Key(NamedTuple):

@@ -167,6 +167,7 @@ class _Run:
         )
         self.total, self.per_epoch, _ = settings.training.steps(len(self.data.train))
         if device.type == "cuda":
+            torch.cuda.init()  # else there are no statistics yet
             torch.cuda.reset_peak_memory_stats(device)
         self.source_ranks = ranks
         self.adaptation = self._adapt()

@@ -71,13 +71,13 @@ class UpdateGradient:
     Args:
         like: a tensor of the adapter, for device and dtype.
         shape: ``(out, in)``.
-        update: returns some rows of the current update matrix ``dW``.
+        update: returns some rows of the current update matrix ``dW``, or with None all.
         reduction: ``"mean"`` or ``"sum_sqrt"``, see `IncreLoraConfig`.
         hold: keep the matrix until `take`.
     """
 
     def __init__(
-        self, like: Tensor, shape: tuple[int, int], update: Callable[[slice], Tensor], reduction: str, hold: bool
+        self, like: Tensor, shape: tuple[int, int], update: Callable[[slice | None], Tensor], reduction: str, hold: bool
     ):
         self._state = (like.device, torch.promote_types(like.dtype, torch.float32), shape, update, reduction, hold)
         self._start()
@@ -140,10 +140,13 @@ class UpdateGradient:
         """The score of a gradient (out, in), which is overwritten."""
         height, width = self.shape
         step = max(1, BLOCK // width)
-        blocks = [slice(start, min(start + step, height)) for start in range(0, height, step)]
-        sums = [gradient[rows].mul_(self.update(rows)).abs_().sum() for rows in blocks]
+        if step >= height:
+            total = gradient.mul_(self.update(None)).abs_().sum()
+        else:
+            blocks = [slice(start, min(start + step, height)) for start in range(0, height, step)]
+            total = torch.stack([gradient[rows].mul_(self.update(rows)).abs_().sum() for rows in blocks]).sum()
         entries = height * width
-        return torch.stack(sums).sum() / (entries if self.reduction == "mean" else entries**0.5)
+        return total / (entries if self.reduction == "mean" else entries**0.5)
 
 
 class LambdaGradients:

@@ -279,10 +279,10 @@ class IncreLoraLayer(BaseTunerLayer):
         return a, torch.addcmul(offset, lam, scale), b
 
     @torch.no_grad()
-    def factored_update(self, adapter: str, rows: slice = slice(None)) -> Tensor:
-        """Rows of the update matrix ``dW = s B diag(lambda) A`` (out x in), reserve included."""
+    def factored_update(self, adapter: str, rows: slice | None = None) -> Tensor:
+        """Rows (by default all) of the update matrix ``dW = s B diag(lambda) A`` (out x in), reserve included."""
         a, coefficients, b = self.factors(adapter)
-        return (b[rows] * coefficients) @ a
+        return ((b if rows is None else b[rows]) * coefficients) @ a
 
     @torch.no_grad()
     def lora_factors(self, adapter: str) -> tuple[Tensor, Tensor]:
@@ -432,7 +432,7 @@ class _Update:
     def __init__(self, layer: IncreLoraLayer, adapter: str):
         self.layer, self.adapter = layer, adapter
 
-    def __call__(self, rows: slice) -> Tensor:
+    def __call__(self, rows: slice | None) -> Tensor:
         return self.layer.factored_update(self.adapter, rows)
 
 

@@ -15,16 +15,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 if TYPE_CHECKING:
     from .config import IncreLoraConfig
     from .layer import Components, IncreLoraLayer
+
+_TRANSIENT = ("_hooked", "_watched", "_pending")
+"""What a copy starts without: its parameters are others."""
 
 Key = tuple[str, str]
 """Module name and ``"A"`` or ``"B"``."""
@@ -68,18 +71,26 @@ def stacks(layers: Mapping[str, IncreLoraLayer], adapter: str, rows: Rows = "cou
     for name, layer in layers.items():
         part = layer.components[adapter]
         if part.rank:
-            for kind, matrix in (("A", layer.increlora_A[adapter]), ("B", layer.increlora_B[adapter].T)):
-                groups[matrix.shape[1], matrix.device].append(((name, kind), matrix.detach(), part))
+            a, b = layer.increlora_A[adapter].detach(), layer.increlora_B[adapter].detach().T
+            groups[a.shape[1], a.device].append(((name, "A"), a, part))
+            groups[b.shape[1], b.device].append(((name, "B"), b, part))
     for (_, device), members in groups.items():
         counts = tuple(getattr(part, rows) for *_, part in members)
         height = max(counts)
         # storage may differ in height, and rows beyond those that count take no part
-        matrices = [m[:height] if len(m) >= height else F.pad(m, (0, 0, 0, height - len(m))) for _, m, _ in members]
-        stacked = torch.stack(matrices)
+        stacked = torch.stack([_of_height(matrix, height) for _, matrix, _ in members])
         precise = torch.promote_types(stacked.dtype, torch.float32)
         counted = _below(counts, height, device, precise)
         trained = _below(tuple(part.trained for *_, part in members), height, device, precise)
         yield Stack([key for key, *_ in members], stacked.to(precise), counted, trained)
+
+
+def _of_height(matrix: Tensor, height: int) -> Tensor:
+    """The first so many rows, zeros where there are fewer."""
+    missing = height - matrix.shape[0]
+    if missing > 0:
+        return F.pad(matrix, (0, 0, 0, missing))
+    return matrix[:height] if missing else matrix
 
 
 @functools.lru_cache(maxsize=64)
@@ -170,10 +181,11 @@ class Regulariser:
 
     def _start(self) -> None:
         self._hooked: Any = WeakIdKeyDictionary()
+        self._watched: dict[str, tuple[Tensor, Tensor]] = {}
         self._pending: dict[Key, tuple[tuple[int, int], Tensor | None]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_hooked", "_pending")}
+        return {name: value for name, value in self.__dict__.items() if name not in _TRANSIENT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # copied parameters have lost their hooks
         self.__dict__.update(state)
@@ -181,11 +193,16 @@ class Regulariser:
 
     def watch(self, name: str, layer: IncreLoraLayer) -> None:
         """Hook into the gradients of a module's A and B; cheap if that has happened before."""
-        for kind in ("A", "B"):
-            parameter = getattr(layer, f"increlora_{kind}")[self.adapter]
+        matrices = layer.increlora_A[self.adapter], layer.increlora_B[self.adapter]
+        known = self._watched.get(name)
+        if known is not None and known[0] is matrices[0] and known[1] is matrices[1]:
+            return
+        for kind, parameter in zip(("A", "B"), matrices, strict=True):
             if parameter not in self._hooked and parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(partial(self._add, (name, kind)))
+                parameter.register_post_accumulate_grad_hook(partial(self._add, layer, (name, kind)))
                 self._hooked[parameter] = True
+        if all(parameter in self._hooked for parameter in matrices):
+            self._watched[name] = matrices
 
     def next_step(self) -> None:
         """The optimizer step is over, although no parameter may have changed."""
@@ -197,31 +214,36 @@ class Regulariser:
         return self.weight * float(orthogonality_loss(groups, self.kind)) if groups and self.weight else 0.0
 
     @torch.no_grad()
-    def _add(self, key: Key, parameter: Tensor) -> None:
+    def _add(self, layer: IncreLoraLayer, key: Key, parameter: Tensor) -> None:
         """Runs when a backward pass has accumulated the gradient of one matrix."""
-        if parameter.grad is None or not cast(nn.Module, self.layers[key[0]]).training:
+        target = parameter.grad
+        if target is None or not layer.training:
             return
         stamp = (self.steps, parameter._version)
-        if getattr(parameter.grad, "_increlora_regularised", None) == stamp:
+        if getattr(target, "_increlora_regularised", None) == stamp:
             return  # a further pass of the same optimizer step
-        parameter.grad._increlora_regularised = stamp  # type: ignore[attr-defined]
+        target._increlora_regularised = stamp  # type: ignore[attr-defined]
         if self._pending.get(key, (None,))[0] != stamp:
             self._compute()
         _, gradient = self._pending.pop(key)
         if gradient is not None:
-            target = parameter.grad if key[1] == "A" else parameter.grad.T
-            rows = min(len(target), len(gradient))
-            target[:rows].add_(gradient[:rows], alpha=self.weight * self.loss_scale())
+            if gradient.shape != target.shape:  # storage has spare rows
+                target = target.narrow(*((0, 0, gradient.shape[0]) if key[1] == "A" else (1, 0, gradient.shape[1])))
+            target.add_(gradient, alpha=self.weight * self.loss_scale())
 
     def _compute(self) -> None:
-        """The gradients of all matrices, for the hooks of this step to hand out."""
+        """The gradients of all matrices, for the hooks of this step to hand out, as they are stored."""
         self.on_step()
         groups = list(stacks(self.layers, self.adapter)) if self.weight else []
         gradients = orthogonality_gradients(groups, self.kind)
         for name, layer in self.layers.items():
             for kind in ("A", "B"):
-                version = getattr(layer, f"increlora_{kind}")[self.adapter]._version
-                self._pending[name, kind] = (self.steps, version), gradients.get((name, kind))
+                parameter, gradient = getattr(layer, f"increlora_{kind}")[self.adapter], gradients.get((name, kind))
+                if gradient is not None:
+                    stored = parameter.shape[0 if kind == "A" else 1]
+                    gradient = gradient[:stored] if gradient.shape[0] > stored else gradient
+                    gradient = gradient if kind == "A" else gradient.T
+                self._pending[name, kind] = (self.steps, parameter._version), gradient
 
 
 def _one() -> float:

@@ -97,7 +97,9 @@ class Search:
         lengths, size, seed = train.lengths(), training.batch_size, self.lora.seed
         epochs = (epoch_order(lengths, size, seed, epoch, grouping=True) for epoch in itertools.count())
         batches = (collate(train, rows, padding) for order in epochs for rows in order)
-        return [{name: tensor.to(DEVICE) for name, tensor in batch.items()} for batch in itertools.islice(batches, steps)]
+        return [
+            {name: tensor.to(DEVICE) for name, tensor in batch.items()} for batch in itertools.islice(batches, steps)
+        ]
 
     def loss(self, model: Any, batch: Any) -> torch.Tensor:
         """Of one batch, in the run's precision."""

@@ -76,10 +76,10 @@ class Bench:
         torch.manual_seed(0)
         config = DebertaV2Config(
             vocab_size=1000,
-            hidden_size=768,
+            hidden_size=self.args.width,
             num_hidden_layers=self.args.layers,
             num_attention_heads=12,
-            intermediate_size=3072,
+            intermediate_size=4 * self.args.width,
             relative_attention=True,
             position_buckets=256,
             pos_att_type=["p2c", "c2p"],
@@ -299,6 +299,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--layers", type=int, default=4, help="encoder layers (DeBERTaV3-base has 12)")
+    parser.add_argument("--width", type=int, default=768, help="hidden size, a multiple of 12 (DeBERTaV3-base has 768)")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--rank", type=int, default=8, help="average rank of all sides")
@@ -340,7 +341,8 @@ def main(arguments: list[str] | None = None) -> None:
         "growth_ms": bench.growth(),
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = f"{bench.device.type}_length{args.length}" + (f"_rank{args.rank}" if args.rank != 8 else "")
+    stem = f"{bench.device.type}_length{args.length}" + (f"_width{args.width}" if args.width != 768 else "")
+    stem += f"_rank{args.rank}" if args.rank != 8 else ""
     stem += "_compiled" if args.compile else ""
     (args.out / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
     table = markdown(result)
@@ -351,8 +353,9 @@ def main(arguments: list[str] | None = None) -> None:
 def markdown(result: dict[str, Any]) -> str:
     """The result as a Markdown table."""
     lora = result["sides"]["LoRA"]
+    width = f" of width {result['width']}" if result.get("width", 768) != 768 else ""
     lines = [
-        f"DeBERTaV3-base-shaped, {result['layers']} layers, batch {result['batch']}, length {result['length']}, "
+        f"DeBERTaV3-base-shaped, {result['layers']} layers{width}, batch {result['batch']}, length {result['length']}, "
         f"average rank {result['rank']}; {result['device']}, {result['threads']} threads, torch "
         f"{result['torch']}",
         "",

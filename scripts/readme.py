@@ -9,6 +9,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,17 +36,29 @@ def _interval(row: dict[str, str]) -> str:
 
 
 def costs() -> str:
-    """Steps and memory beside PEFT's LoRA, from the benchmark."""
-    found = json.loads((ROOT / "benchmarks/results/cpu_length64.json").read_text(encoding="utf-8"))
-    sides, lora = found["sides"], found["sides"]["LoRA"]["peak_mib"]
-    lines = ["| | step, to LoRA's | peak memory, to LoRA's |", "|:--|--:|--:|"]
-    for name, side in sides.items():
-        lines.append(f"| {name} | {side['to_lora']:.2f}× | {side['peak_mib'] - lora:+.1f} MiB |")
-    for what, ratio in found["whole_run_to_lora"].items():
-        lines.append(f"| whole run: {what} | {ratio:.2f}× | |")
-    where = f"{found['device']}, {found['threads']} threads, torch {found['torch']}"
-    shape = f"DeBERTaV3-base's shape with {found['layers']} layers, batch {found['batch']}, length {found['length']}"
-    return "\n".join([*lines, "", f"{shape}, average rank {found['rank']}; {where}."])
+    """Steps and memory beside PEFT's LoRA, from the benchmark on a CPU and on a GPU."""
+    folder = ROOT / "benchmarks/results"
+    cpu, gpu = (
+        json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("cpu_length64", "cuda_length128_rank2")
+    )
+    lines = ["| | step, to LoRA's: CPU | GPU | peak memory, to LoRA's: CPU |", "|:--|--:|--:|--:|"]
+    lora = cpu["sides"]["LoRA"]["peak_mib"]
+    for name, side in cpu["sides"].items():
+        there = gpu["sides"][name]["to_lora"]
+        lines.append(f"| {name} | {side['to_lora']:.2f}× | {there:.2f}× | {side['peak_mib'] - lora:+.1f} MiB |")
+    for what, ratio in cpu["whole_run_to_lora"].items():
+        lines.append(f"| whole run: {what} | {ratio:.2f}× | {gpu['whole_run_to_lora'][what]:.2f}× | |")
+    return "\n".join(
+        [*lines, "", f"DeBERTaV3-base's shape. CPU: {_setting(cpu)}. GPU: {_setting(gpu)}, bfloat16 autocast."]
+    )
+
+
+def _setting(found: dict[str, Any]) -> str:
+    size = f"{found['layers']} layers, batch {found['batch']}, length {found['length']}, average rank {found['rank']}"
+    threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
+    device = threads if found["device"] == "cpu" else f"{found['device']}, {threads} on the host"
+    return f"{size}; {device}, torch {found['torch']}"
 
 
 BLOCKS = {"claims": claims, "costs": costs}

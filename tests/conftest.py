@@ -26,8 +26,15 @@ NOT_FAST = {"slow", "workflow", "integration", "gpu", "cluster", "soak"}
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Set the mark `fast`, leave out what is run by hand, and put the files that take longest first."""
+    known: set[str] = set()
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
+        if "one_fast" in marks:
+            function = item.nodeid.partition("[")[0]
+            if function in known:
+                item.add_marker("slow")
+                marks.add("slow")
+            known.add(function)
         if not marks & NOT_FAST:
             item.add_marker("fast")
         for by_hand in marks & {"cluster", "soak"}:

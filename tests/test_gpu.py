@@ -1,4 +1,4 @@
-"""What a GPU has to do like a CPU: losses, decisions, resuming, export. `python -m pytest -m gpu` where there is one."""
+"""What a GPU has to do like a CPU: losses, decisions, resuming, export (`python -m pytest -m gpu`)."""
 
 from __future__ import annotations
 

@@ -71,6 +71,11 @@ class _Component:
         part = self.layer.components[self.adapter]
         return part.rank if self.kind == "lambda" else part.trained
 
+    def rest_is_zero(self) -> bool:
+        """Whether what does not train is zero: spare rows, and the reserve's lambda, but not a frozen reserve."""
+        part = self.layer.components[self.adapter]
+        return self.kind == "lambda" or part.trained == part.used
+
     def restarts(self) -> bool:
         return self.layer.components[self.adapter].config.restart_warmup
 
@@ -89,7 +94,9 @@ class _Rows:
 
     def __init__(self, states: list[dict[str, Any]], members: list[_Component]):
         self.sizes = [len(state["step"]) for state in states]
+        self.starts = torch.tensor([0, *self.sizes[:-1]]).cumsum(0).clamp_max(max(0, sum(self.sizes) - 1))
         self._counts: list[int] = []
+        self.same_age: list[bool] = []  # of each tensor: whether those that `first` last counted were born together
         self.steps = torch.cat([state["step"] for state in states])
         self.births = torch.cat([state["birth"] for state in states])
         for state, steps, births in zip(
@@ -104,6 +111,8 @@ class _Rows:
         if counts != self._counts:
             self._counts = counts
             self._mask = torch.cat([torch.arange(size) < n for size, n in zip(self.sizes, counts, strict=True)])
+            births = [births[:n] for births, n in zip(self.births.split(self.sizes), counts, strict=True)]
+            self.same_age = [len(one) > 0 and bool((one == one[0]).all()) for one in births]
         return self._mask
 
     def rates(self, group: dict[str, Any], schedule: RestartedWarmup | None) -> Tensor:
@@ -233,18 +242,23 @@ class IncreLoraAdamW(torch.optim.AdamW):
         table = torch.stack(
             [rates / (1 - beta1**counts), (1 - beta2**counts).sqrt(), 1 - rates * group["weight_decay"]]
         )
-        kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        kinds: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
         for i, parameter in enumerate(parameters):
             if not silent[i]:
-                kinds.setdefault((parameter.device, parameter.dtype), []).append(i)
-        for (device, dtype), chosen in kinds.items():
-            tables = table.to(device, dtype).split(rows.sizes, dim=1)
-            self._update(
-                [parameters[i] for i in chosen],
-                [states[i] for i in chosen],
-                [tables[i].unsqueeze(-1) if members[i].kind == "A" else tables[i] for i in chosen],
-                group,
-            )
+                whole = rows.same_age[i] and states[i]["rows"] == trained[i] and members[i].rest_is_zero()
+                kinds.setdefault((parameter.device, parameter.dtype, whole), []).append(i)
+        numbers = table[:, rows.starts].tolist() if any(whole for *_, whole in kinds) else []
+        for (device, dtype, whole), chosen in kinds.items():
+            if whole:  # one number per tensor, for which a GPU has one kernel where rows take one per tensor
+                factors: Any = [[row[i] for i in chosen] for row in numbers]
+            else:
+                tables = table.to(device, dtype).split(rows.sizes, dim=1)
+                factors = zip(
+                    *((tables[i].unsqueeze(-1) if members[i].kind == "A" else tables[i]).unbind() for i in chosen),
+                    strict=True,
+                )
+            sizes, roots, decays = map(list, factors)
+            self._update([parameters[i] for i in chosen], [states[i] for i in chosen], sizes, roots, decays, group)
 
         group["updates"] += 1
         for state, now in zip(states, trained, strict=True):
@@ -256,32 +270,36 @@ class IncreLoraAdamW(torch.optim.AdamW):
 
     @staticmethod
     def _update(
-        parameters: list[nn.Parameter], states: list[dict[str, Any]], tables: list[Tensor], group: dict[str, Any]
+        parameters: list[nn.Parameter],
+        states: list[dict[str, Any]],
+        sizes: list[Any],
+        roots: list[Any],
+        decays: list[Any],
+        group: dict[str, Any],
     ) -> None:
         """AdamW on tensors of one device and dtype.
 
         Args:
             parameters: the tensors.
             states: of each of them.
-            tables: step size, root of the second moment's correction and decay of each component (3, rows), with a
-                last dimension of 1 where components are rows.
+            sizes, roots, decays: of each of them step size, root of the second moment's correction, and decay: one
+                number, or a tensor with one for each component.
             group: betas, eps, weight_decay.
         """
         beta1, beta2 = group["betas"]
-        sizes, roots, decays = zip(*(table.unbind() for table in tables), strict=True)
         values: list[Any] = list(parameters)
         gradients: list[Any] = [parameter.grad for parameter in parameters]
         exp_avg, exp_avg_sq = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
         if group["weight_decay"]:
-            torch._foreach_mul_(values, list(decays))
+            torch._foreach_mul_(values, decays)
         torch._foreach_lerp_(exp_avg, gradients, 1 - beta1)
         torch._foreach_mul_(exp_avg_sq, beta2)
         torch._foreach_addcmul_(exp_avg_sq, gradients, gradients, 1 - beta2)
         denominators = torch._foreach_sqrt(exp_avg_sq)
-        torch._foreach_div_(denominators, list(roots))
+        torch._foreach_div_(denominators, roots)
         torch._foreach_add_(denominators, group["eps"])
         changes = torch._foreach_div(exp_avg, denominators)
-        torch._foreach_mul_(changes, list(sizes))
+        torch._foreach_mul_(changes, sizes)
         torch._foreach_sub_(values, changes)
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Any]:

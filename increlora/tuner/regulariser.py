@@ -15,11 +15,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class Regulariser:
     def _add(self, layer: IncreLoraLayer, key: Key, parameter: Tensor) -> None:
         """Runs when a backward pass has accumulated the gradient of one matrix."""
         target = parameter.grad
-        if target is None or not layer.training:
+        if target is None or not cast(nn.Module, layer).training:
             return
         stamp = (self.steps, parameter._version)
         if getattr(target, "_increlora_regularised", None) == stamp:

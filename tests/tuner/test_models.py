@@ -476,6 +476,7 @@ def test_half_precision(case: Case, precision: Precision, tmp_path: Path) -> Non
     torch.testing.assert_close(logits(loaded, case), logits(model, case))
 
 
+@pytest.mark.one_fast
 def test_float16_scores_at_the_highest_loss_scale(case: Case) -> None:
     """A GradScaler raises its scale until gradients overflow; up to there the scores must not."""
     model = case.adapted()
@@ -496,6 +497,7 @@ def test_float16_scores_at_the_highest_loss_scale(case: Case) -> None:
     torch.testing.assert_close(scores[scale], scores[1.0], rtol=0.3, atol=0)
 
 
+@pytest.mark.one_fast
 @pytest.mark.parametrize("unscale", [True, False], ids=["unscaled before", "unscaled in the step"])
 def test_loss_scale_changes_nothing(case: Case, unscale: bool) -> None:
     """A power of two scales floats without rounding, so a scaled training is the plain one bit for bit."""
@@ -505,6 +507,7 @@ def test_loss_scale_changes_nothing(case: Case, unscale: bool) -> None:
     assert_same_training(scaled, plain)
 
 
+@pytest.mark.one_fast
 @pytest.mark.parametrize("unscale", [True, False], ids=["unscaled before", "unscaled in the step"])
 def test_overflow_is_passed_over(case: Case, unscale: bool) -> None:
     """Step 2 is the first growth; its infinite gradients must neither be used nor stay."""
@@ -518,6 +521,7 @@ def test_overflow_is_passed_over(case: Case, unscale: bool) -> None:
     assert evaluate(model, case).loss < 0.9 * evaluate(case.base(), case).loss
 
 
+@pytest.mark.one_fast
 def test_accumulated_parts_count_as_one_batch(case: Case) -> None:
     whole, parts = case.adapted(), case.adapted()
     train(whole, case, range(1, 9), *start(whole))
@@ -526,6 +530,7 @@ def test_accumulated_parts_count_as_one_batch(case: Case) -> None:
     torch.testing.assert_close(importance(parts), importance(whole), rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.one_fast
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "non-reentrant"])
 def test_gradient_checkpointing_changes_nothing(case: Case, use_reentrant: bool) -> None:
     plain, checkpointed = case.adapted(), case.adapted()

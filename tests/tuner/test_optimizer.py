@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from increlora import IncreLoraAdamW, IncreLoraConfig
+from increlora import IncreLoraAdamW, IncreLoraConfig, create_optimizer
+from increlora.tuner.optimizer import _Component
 
 
 def fixed() -> PeftModel:
@@ -50,3 +52,42 @@ def test_tensors_without_gradient_stay(move: Callable[[nn.Module], nn.Module]) -
     expected = trained(theirs, adamw)
     for name, value in trained(ours, optimizer).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("advance", [True, False], ids=["advance learning", "frozen reserve"])
+def test_one_number_per_tensor_is_the_same_update(advance: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors whose components are of one age get numbers, all others a number for each component."""
+    kinds: list[type] = []
+    update = IncreLoraAdamW._update
+
+    def noting(parameters: list[nn.Parameter], states: list[Any], sizes: list[Any], *rest: Any) -> None:
+        kinds.extend(map(type, sizes))
+        update(parameters, states, sizes, *rest)
+
+    def grown() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        base = nn.ModuleDict({name: nn.Linear(6, 6) for name in "abc"})
+        config = IncreLoraConfig(
+            target_modules=["a", "b", "c"], target_r=2, deltaT=4, growth_end=0.7, top_h=1, advance_learning=advance
+        )
+        model = get_peft_model(base, config)
+        optimizer, scheduler = create_optimizer(model, lr=3e-2, total_steps=24, warmup_steps=2, weight_decay=0.1)
+        for step in range(1, 25):
+            x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+            parts = model.get_base_model()
+            (parts["c"](parts["b"](parts["a"](x))) - x.flip(1)).square().mean().backward()
+            model.update_and_allocate(step)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        assert sum(model.rank_distribution().values()) == 6
+        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    monkeypatch.setattr(IncreLoraAdamW, "_update", staticmethod(noting))
+    found = grown()
+    assert {*kinds} == {float, torch.Tensor}
+    kinds.clear()
+    monkeypatch.setattr(_Component, "rest_is_zero", lambda self: False)
+    for name, value in grown().items():
+        assert torch.equal(value, found[name]), name
+    assert {*kinds} == {torch.Tensor}

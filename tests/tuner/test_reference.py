@@ -180,7 +180,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("parts", [1, 2], ids=["one pass", "accumulated"])
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["one pass", "accumulated"])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_equations(case: str, parts: int) -> None:
     torch.manual_seed(0)

@@ -52,26 +52,31 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rank_search.csv")
     options = parser.parse_args(arguments)
     study = load_study(*options.config)
-    rows = []
-    for seed in options.seed or study.seeds:
-        lora, growing = (
-            choose(study, [options.task], [variant], [options.budget], [seed])[0] for variant in ("lora", "increlora")
-        )
-        search = Search(lora, growing)
-        METHODS["found"] = replace(LORA, kind="found", prepare=search.found)
-        METHODS["eva"] = replace(LORA, kind="eva", prepare=search.eva)
-        for name in options.ranks or ("lora", "found", "eva", "increlora"):
-            settings = growing if name == "increlora" else lora.model_copy(update={"kind": name})
-            search.seconds, search.ranks = 0.0, None
-            record = runs.run(settings, progress=False)
-            ranks = record.allocation.ranks if record.allocation else search.ranks
-            shown = record.shown(study.report.checkpoint)
-            score = TASKS[options.task].score(shown) if shown else None
-            row = {"ranks": name, "seed": seed, "score": score, "parameters": record.parameters.trainable}
-            spread = {"gini": gini(ranks.values()), "largest": max(ranks.values())} if ranks else {}
-            rows.append({**row, **spread, "search_seconds": search.seconds})
-            print(rows[-1], flush=True)
-            write(pd.DataFrame(rows), options.out)
+    rows: list[dict[str, Any]] = []
+    try:
+        for seed in options.seed or study.seeds:
+            lora, growing = (
+                choose(study, [options.task], [variant], [options.budget], [seed])[0]
+                for variant in ("lora", "increlora")
+            )
+            search = Search(lora, growing)
+            METHODS["found"] = replace(LORA, kind="found", prepare=search.found)
+            METHODS["eva"] = replace(LORA, kind="eva", prepare=search.eva)
+            for name in options.ranks or ("lora", "found", "eva", "increlora"):
+                settings = growing if name == "increlora" else lora.model_copy(update={"kind": name})
+                search.seconds, search.ranks = 0.0, None
+                record = runs.run(settings, progress=False)
+                ranks = record.allocation.ranks if record.allocation else search.ranks
+                shown = record.shown(study.report.checkpoint)
+                score = TASKS[options.task].score(shown) if shown else None
+                row = {"ranks": name, "seed": seed, "score": score, "parameters": record.parameters.trainable}
+                spread = {"gini": gini(ranks.values()), "largest": max(ranks.values())} if ranks else {}
+                rows.append({**row, **spread, "search_seconds": search.seconds})
+                print(rows[-1], flush=True)
+                write(pd.DataFrame(rows), options.out)
+    finally:
+        for name in ("found", "eva"):
+            METHODS.pop(name, None)
     return pd.DataFrame(rows)
 
 

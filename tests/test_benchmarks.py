@@ -65,3 +65,17 @@ def test_learning_speed(benchmark: Callable[[str], Any], tmp_path: Path) -> None
     _, lora, plain, _, width = map(float, last.split(","))
     assert plain < width < 2 * lora
     assert plain < lora / 5
+
+
+def test_rank_search(benchmark: Callable[[str], Any], tiny_backbone: Path, tmp_path: Path) -> None:
+    """Every way trains the same study's run; found ranks keep the budget and every module's scale."""
+    own = {"backbone": {"pretrain": None, "path": str(tiny_backbone)}, "execution": {"gpu": 0}}
+    rows = benchmark("rank_search")(
+        [str(ROOT / "config/smoke.yaml"), json.dumps(own), "--seed", "0", "--out", str(tmp_path / "found.csv")]
+    ).set_index("ranks")
+    assert list(rows.index) == ["lora", "found", "eva", "increlora"]
+    assert rows.score.between(0, 100).all()
+    assert (rows.search_seconds > 0).to_dict() == {"lora": False, "found": True, "eva": True, "increlora": False}
+    assert rows.largest["found"] > 2
+    assert rows.parameters["lora"] * 0.5 < rows.parameters["found"] < rows.parameters["lora"] * 2
+    assert (tmp_path / "found.md").read_text().count("\n") == 6

@@ -27,7 +27,12 @@ DEFAULT = ROOT / "config/config.yaml"
 SELECTION = (DEFAULT, ROOT / "config/overlays/selection.yaml")
 MINILM = ROOT / "config/minilm.yaml"
 MINILM_SELECTION = (MINILM, ROOT / "config/overlays/minilm_selection.yaml")
-SHIPPED = [*((path,) for path in (ROOT / "config").glob("*.yaml") if path.stem != "local"), SELECTION, MINILM_SELECTION]
+MPNET = ROOT / "config/mpnet.yaml"
+MPNET_SELECTION = (MPNET, ROOT / "config/overlays/mpnet_selection.yaml")
+SHIPPED = [
+    *((path,) for path in (ROOT / "config").glob("*.yaml") if path.stem != "local"),
+    *(SELECTION, MINILM_SELECTION, MPNET_SELECTION, (MPNET, ROOT / "config/overlays/mpnet_authors.yaml")),
+]
 STUDIES = {load_study(*files).study: files for files in SHIPPED}
 COMMITTED = sorted(path.name for path in RECORDS.glob("*") if path.is_dir())
 
@@ -120,10 +125,13 @@ def test_the_default_study_uses_the_trials_that_were_chosen() -> None:
             assert shown[origin, task, budget].options == run.options
 
 
-def test_the_minilm_study_uses_the_trials_that_were_chosen() -> None:
-    """On its own tasks it has what its selection varied on CoLA and MRPC."""
-    selection, shown = load_study(*MINILM_SELECTION), all_runs(load_study(MINILM))
-    table = pd.read_csv(ROOT / "results/minilm_selection_selection.csv")
+@pytest.mark.parametrize(
+    ("base", "files"), [(MINILM, MINILM_SELECTION), (MPNET, MPNET_SELECTION)], ids=["minilm", "mpnet"]
+)
+def test_a_study_of_glue_uses_the_trials_that_were_chosen(base: Path, files: tuple[Path, ...]) -> None:
+    """On its own tasks it has what its selection varied on others or on the same."""
+    selection, shown = load_study(*files), all_runs(load_study(base))
+    table = pd.read_csv(ROOT / f"results/{selection.study}_selection.csv")
     assert selection.grid is not None
     for origin in selection.grid.methods:
         (chosen,) = table["trial"][(table["method"] == origin) & table["chosen"].notna()]

@@ -199,7 +199,7 @@ def write(rows: pd.DataFrame, path: Path) -> None:
     rows.to_csv(path, index=False)
     scores = rows.pivot(index="seed", columns="ranks", values="score")
     differences = scores.sub(scores["lora"], axis=0) if "lora" in scores else scores * float("nan")
-    by_way = rows.groupby("ranks", sort=False)
+    by_way = rows.groupby("ranks")
     table = pd.DataFrame(
         {
             "seeds": by_way.size(),
@@ -211,7 +211,7 @@ def write(rows: pd.DataFrame, path: Path) -> None:
             "Gini": by_way["gini"].mean() if "gini" in rows else float("nan"),
             "largest rank": by_way["largest"].max() if "largest" in rows else float("nan"),
         }
-    )
+    ).loc[[way for way in WAYS if way in by_way.groups]]
     path.with_suffix(".md").write_text(
         table.to_markdown(floatfmt=("", ".0f", ".2f", ".2f", ".2f", ".2f", ".0f", ".2f", ".0f")) + "\n"
     )

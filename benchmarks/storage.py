@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=3, help="steps per side and round")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    parser.set_defaults(width=768)
+    parser.set_defaults(width=768)  # which `step_time.Bench` asks for
     args = parser.parse_args(arguments)
     if args.measure:
         measure(args)

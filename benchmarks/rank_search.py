@@ -33,8 +33,8 @@ from increlora.methods.registry import METHODS
 from increlora.report.statistics import gini
 from increlora.study.load import load_study
 from increlora.study.train import choose
-from increlora.training import run as runs
 from increlora.training.batches import collate, epoch_order
+from increlora.training.data import run_data
 from increlora.training.device import autocast
 from increlora.training.job import finish
 from increlora.training.settings import RunSettings
@@ -125,13 +125,10 @@ class Search:
     def batches(self, steps: int) -> list[dict[str, Any]]:
         """The first batches of training."""
         training = self.lora.training
-        relevant = self.lora.model_dump_json(
-            include={"task": True, "data": True, "backbone": True, "training": {"max_length"}}
-        )
-        _, train, _, _, padding = runs._encoded(relevant)
-        lengths, size, seed = train.lengths(), training.batch_size, self.lora.seed
+        data = run_data(self.lora)
+        lengths, size, seed = data.train.lengths(), training.batch_size, self.lora.seed
         epochs = (epoch_order(lengths, size, seed, epoch, grouping=True) for epoch in itertools.count())
-        batches = (collate(train, rows, padding) for order in epochs for rows in order)
+        batches = (collate(data.train, rows, data.pad_token_id) for order in epochs for rows in order)
         return [
             {name: tensor.to(DEVICE) for name, tensor in batch.items()} for batch in itertools.islice(batches, steps)
         ]

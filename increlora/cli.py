@@ -154,8 +154,11 @@ def _pretrain(options: argparse.Namespace) -> None:
     if options.settings:
         settings, out = parsed(PretrainSettings, _json("--settings", options.settings), "--settings"), options.out
     else:
+        import torch
+
         study = _study(options)
         settings, out = pretrain_settings(study), options.out or backbone_path(study.backbone)
+        torch.set_num_threads(study.execution.threads)
     if out is None:
         raise ConfigError("--out", "is required together with --settings: the folder to write")
     from increlora.training.pretrain import pretrain

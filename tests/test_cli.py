@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 
 from increlora.cli import main
 from increlora.study.cells import Cell
@@ -136,6 +137,18 @@ def test_run_by_name(trainer: Trainer, tmp_path: Path) -> None:
     assert run("--task", "rte", "--method", "bitfit", "--budget", "all", "--seed", "0") == 0
     found = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("seed*.json")]
     assert sorted(found) == ["smoke/rte/bitfit/all/seed0.json", "smoke/rte/lora/2/seed0.json"]
+
+
+@pytest.mark.parametrize("threads", (2, 3))
+def test_a_process_takes_as_many_cores_as_the_study_says(trainer: Trainer, tmp_path: Path, threads: int) -> None:
+    """Not all of the machine's: jobs run beside one another, and the last bits of scores follow the number."""
+    before = torch.get_num_threads()
+    try:
+        arguments = (f"{{execution: {{threads: {threads}}}}}", "--method", "lora", "--records", str(tmp_path))
+        assert main(["run", str(SMOKE), *arguments]) == 0
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

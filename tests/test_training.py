@@ -21,7 +21,8 @@ from increlora.glue.tasks import TASKS, Task
 from increlora.training import checkpoint as checkpoints
 from increlora.training import run as run_module
 from increlora.training.backbone import load_config
-from increlora.training.batches import collate, encode, epoch_order
+from increlora.training.batches import collate, epoch_order
+from increlora.training.data import encode
 from increlora.training.device import device_slot
 from increlora.training.record import Record
 from increlora.training.run import _Run, discard_checkpoint
@@ -513,7 +514,7 @@ def test_padding_is_dynamic(tiny_backbone: Path) -> None:
 
 
 def test_sequences_longer_than_the_positions_are_refused(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("increlora.training.run.position_limit", lambda config: 512)
+    monkeypatch.setattr("increlora.training.data.position_limit", lambda config: 512)
     with pytest.raises(ConfigError, match=r"training\.max_length: tiny reads up to 512 tokens"):
         run(settings(tiny_backbone, "lora", 2, {}, training={"max_length": 513}), progress=False)
 

@@ -134,7 +134,7 @@ class Execution(_Block):
     gpu: int = Field(default=1, ge=0)
     """GPUs that a training job asks for; 0 for a study that is meant for CPUs."""
     threads: int = Field(default=1, ge=1)
-    """Cores of a training job."""
+    """Cores of a training job; `increlora run` and `increlora pretrain` take as many."""
     mem_mb: int = Field(default=4000, ge=1)
     """Memory of a training job, in MB."""
     runtime: int = Field(default=120, ge=1)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
+
 from increlora.errors import ConfigError, IncreLoraError, sentence, unknown
 from increlora.glue.tasks import TASKS
 from increlora.study.cells import Cell, all_cells, sources
@@ -57,7 +59,7 @@ def choose(
 def train(
     study: Study, runs: Iterable[RunSettings], records_root: str | Path, *, progress: bool = True
 ) -> dict[str, str]:
-    """Trains or restores runs and writes their records.
+    """Trains or restores runs and writes their records. The process keeps the study's number of threads.
 
     Args:
         study: the study.
@@ -69,6 +71,7 @@ def train(
     Returns:
         Why each failed run failed, by its label.
     """
+    torch.set_num_threads(study.execution.threads)
     runs = sorted(runs, key=lambda run: (run.ranks_from is not None, run.seed, list(TASKS).index(run.task)))
     failed: dict[str, str] = {}
     meter = Meter(study, runs, records_root)

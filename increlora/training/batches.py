@@ -1,4 +1,4 @@
-"""Tokenised examples and the batches of an epoch: dynamic padding, examples of similar length together.
+"""The batches of an epoch: dynamic padding, examples of similar length together.
 
 Written by hand, and not with a DataLoader and Transformers' collator, because the order of an epoch is a function of
 its arguments alone: a resumed run sees the same batches without replaying those before.
@@ -7,45 +7,14 @@ its arguments alone: a resumed run sees the same batches without replaying those
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from increlora.glue.loading import Examples
+from increlora.training.data import Encoded
 
 MEGABATCH = 50
 """Batches among which examples are sorted by length; the window of Transformers' LengthGroupedSampler."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids per example and labels.
-
-    Attributes:
-        features: per example ``{"input_ids": [...], "token_type_ids": [...], ...}``, without padding.
-        labels: class indices (int64) or scores (float32), one per example.
-    """
-
-    features: list[dict[str, list[int]]]
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def lengths(self) -> list[int]:
-        return [len(feature["input_ids"]) for feature in self.features]
-
-
-def encode(examples: Examples, tokenizer: Any, max_length: int, *, regression: bool) -> Encoded:
-    """Tokenise, truncating pairs longest first."""
-    encoding = tokenizer(*examples.texts, truncation=True, max_length=max_length)
-    names = list(encoding.keys())
-    columns = [encoding[name] for name in names]
-    features = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-    labels = torch.tensor(examples.labels, dtype=torch.float32 if regression else torch.int64)
-    return Encoded(features, labels)
 
 
 def collate(data: Encoded, rows: Sequence[int], pad_token_id: int, multiple: int = 1) -> dict[str, Tensor]:

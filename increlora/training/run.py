@@ -11,9 +11,7 @@ takes its share of each batch and the gradients are averaged, so the effective b
 from __future__ import annotations
 
 import datetime
-import functools
 import itertools
-import json
 import logging
 import math
 import signal
@@ -30,21 +28,21 @@ from tqdm import tqdm
 
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.glue import metrics
-from increlora.glue.loading import TaskData, load_task
 from increlora.methods.base import Adaptation, target_shapes
-from increlora.methods.families import position_limit, target_modules
+from increlora.methods.families import target_modules
 from increlora.methods.ranks import transform_ranks
 from increlora.methods.registry import prepare
 from increlora.training import backbone as backbones
-from increlora.training.batches import Encoded, collate, encode, epoch_order, evaluation_order
+from increlora.training.batches import collate, epoch_order, evaluation_order
 from increlora.training.checkpoint import Checkpoint, set_random_state
+from increlora.training.data import Encoded, run_data
 from increlora.training.deberta import slice_relative_positions
 from increlora.training.device import ProcessGroup, autocast, device_slot
 from increlora.training.interrupt import Interrupt, noting_sigterm
 from increlora.training.memory import MIB, LiveTensors, resident_tensors
 from increlora.training.provenance import provenance
 from increlora.training.record import Record
-from increlora.training.settings import Backbone, Data, RunSettings
+from increlora.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
 
@@ -157,13 +155,11 @@ class _Run:
         self.clock = time.monotonic()
         self.earlier = 0.0  # seconds of training in earlier sessions
         self.group = ProcessGroup(device)
-        relevant = settings.model_dump_json(
-            include={"task": True, "data": True, "backbone": True, "training": {"max_length"}}
-        )
-        self.data, self.train, self.evaluation, self.test, self.pad_token_id = _encoded(relevant)
+        self.data = run_data(settings)
+        self.task = self.data.source.task
         self.labels, self.test_labels = (
             {split: list(examples.labels) for split, examples in part.items()}
-            for part in (self.data.evaluation, self.data.test)
+            for part in (self.data.source.evaluation, self.data.source.test)
         )
         self.total, self.per_epoch, _ = settings.training.steps(len(self.data.train))
         if device.type == "cuda":
@@ -180,7 +176,7 @@ class _Run:
     def _adapt(self) -> Adaptation:
         settings, ranks = self.settings, self.source_ranks
         torch.manual_seed(settings.seed)
-        model = backbones.load_model(settings.backbone, self.data.task, settings.training.classifier_dropout)
+        model = backbones.load_model(settings.backbone, self.task, settings.training.classifier_dropout)
         if settings.ranks_from is not None and ranks is not None:
             family: str = model.config.model_type  # type: ignore[union-attr,assignment]
             shapes = target_shapes(model, target_modules(family, settings.backbone.target_modules))
@@ -213,8 +209,8 @@ class _Run:
             self._step(rows, optimizer, scheduler)
         self._wait()
         trained = time.perf_counter()
-        self._predictions(self.evaluation)
-        rows_evaluated = sum(map(len, self.evaluation.values()))
+        self._predictions(self.data.evaluation)
+        rows_evaluated = sum(map(len, self.data.evaluation.values()))
         return Speed((trained - began) / (len(batches) - untimed), (time.perf_counter() - trained) / rows_evaluated)
 
     def _wait(self) -> None:
@@ -347,7 +343,7 @@ class _Run:
     def _batches(self, done: int) -> Iterator[list[int]]:
         """Rows of the batches that are still to come."""
         training = self.settings.training
-        lengths = self.train.lengths()
+        lengths = self.data.train.lengths()
         for step in range(done, self.total):
             epoch, position = divmod(step, self.per_epoch)
             if position == 0 or step == done:
@@ -366,7 +362,7 @@ class _Run:
             weight = len(share) * self.group.size / len(rows)
             # The last batch of an epoch can have fewer rows than processes or micro-batches. An empty share runs one
             # row at weight 0, so that its penalty still counts.
-            batch = self._collate(self.train, share or rows[:1])
+            batch = self._collate(self.data.train, share or rows[:1])
             with autocast(self.device, self.settings.training.precision):
                 loss = self.adaptation.model(**batch).loss * weight
                 penalty = self.adaptation.penalty()
@@ -377,7 +373,7 @@ class _Run:
 
     def _collate(self, data: Encoded, rows: list[int]) -> dict[str, Tensor]:
         multiple = 8 if self.device.type == "cuda" else 1
-        batch = collate(data, rows, self.pad_token_id, multiple)
+        batch = collate(data, rows, self.data.pad_token_id, multiple)
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     # ---- Evaluation
@@ -401,15 +397,15 @@ class _Run:
                 logits = self.adaptation.model(**batch).logits.float()
             if not logits.isfinite().all():
                 raise FloatingPointError("predictions are not finite")
-            values = logits.squeeze(-1) if self.data.task.is_regression else logits.argmax(-1)
+            values = logits.squeeze(-1) if self.task.is_regression else logits.argmax(-1)
             for row, value in zip(rows, values.tolist(), strict=True):
-                predictions[row] = round(value, 4) if self.data.task.is_regression else value
+                predictions[row] = round(value, 4) if self.task.is_regression else value
         return predictions
 
     def _evaluate(self) -> None:
         """Score the current weights on every development split, and keep the best ones for the test splits."""
-        task, progress, adaptation = self.data.task, self.progress, self.adaptation
-        predictions = self._predictions(self.evaluation)
+        task, progress, adaptation = self.task, self.progress, self.adaptation
+        predictions = self._predictions(self.data.evaluation)
         values = metrics.compute(task.name, predictions, self.labels)
         ranks, score = adaptation.ranks(), task.score(values)
         entry = {
@@ -429,7 +425,7 @@ class _Run:
         if progress.best is None or task.is_better(score, progress.history[progress.best]["score"]):
             progress.best = len(progress.history) - 1
             progress.constant = all(len(set(guess)) == 1 for guess in predictions.values())
-            progress.best_weights = adaptation.weights() if self.test else None
+            progress.best_weights = adaptation.weights() if self.data.test else None
         if self.writer is not None:
             self.writer.add_scalar("evaluation/score", score, progress.step)
 
@@ -444,16 +440,16 @@ class _Run:
         progress, labels = self.progress, {split: [gold] for split, gold in self.test_labels.items()}
         if progress.best_weights is None or progress.status == "diverged":
             return {"test": None, "test_labels": {}, "test_predictions": {}}
-        last = self._predictions(self.test)
+        last = self._predictions(self.data.test)
         best = last
         if progress.best != len(progress.history) - 1:
             self.adaptation.load_weights(progress.best_weights)
-            best = self._predictions(self.test)
+            best = self._predictions(self.data.test)
         of = {"best": best, "last": last}
         return {
-            "test": {name: metrics.compute(self.data.task.name, guess, self.test_labels) for name, guess in of.items()},
+            "test": {name: metrics.compute(self.task.name, guess, self.test_labels) for name, guess in of.items()},
             "test_labels": labels,
-            "test_predictions": {split: [best[split], last[split]] for split in self.test},
+            "test_predictions": {split: [best[split], last[split]] for split in self.data.test},
         }
 
     def _note_orthogonality(self) -> None:
@@ -506,8 +502,8 @@ class _Run:
                 "provenance": provenance(
                     data={
                         "source": settings.data.source,
-                        "revision": self.data.revision,
-                        "fingerprint": self.data.fingerprint,
+                        "revision": self.data.source.revision,
+                        "fingerprint": self.data.source.fingerprint,
                         "rows": self._rows(),
                     },
                     backbone={
@@ -523,12 +519,12 @@ class _Run:
 
     def _rows(self) -> dict[str, int]:
         """Examples by the names of the splits."""
-        names = dict(zip(self.data.task.eval_splits, self.data.task.test_splits, strict=True))
-        evaluation = {split: len(data) for split, data in self.evaluation.items()}
+        names = dict(zip(self.task.eval_splits, self.task.test_splits, strict=True))
+        evaluation = {split: len(data) for split, data in self.data.evaluation.items()}
         return {
-            "train": len(self.train),
+            "train": len(self.data.train),
             **evaluation,
-            **{names[split]: len(data) for split, data in self.test.items()},
+            **{names[split]: len(data) for split, data in self.data.test.items()},
         }
 
     def _parameters(self) -> dict[str, Any]:
@@ -556,7 +552,7 @@ class _Run:
             "threads": torch.get_num_threads(),
             "processes": self.group.size,
             "steps": progress.step,
-            "examples": len(self.train),
+            "examples": len(self.data.train),
         }
 
     def _allocation(self) -> dict[str, Any] | None:
@@ -582,28 +578,6 @@ class _Run:
             "growth": growth,
             "orthogonality": self.progress.orthogonality,
         }
-
-
-@functools.lru_cache(maxsize=2)
-def _encoded(relevant: str) -> tuple[TaskData, Encoded, dict[str, Encoded], dict[str, Encoded], int]:
-    """A task and its splits, tokenised, and the token that pads; `train` puts runs on the same data one after another.
-
-    Args:
-        relevant: the blocks of the run's settings that decide it, as JSON.
-    """
-    given = json.loads(relevant)
-    backbone, data, length = Backbone(**given["backbone"]), Data(**given["data"]), given["training"]["max_length"]
-    loaded = load_task(given["task"], **data.model_dump())
-    config = backbones.load_config(backbone, loaded.task)
-    longest = position_limit(config)
-    if longest is not None and length > longest:
-        raise ConfigError("training.max_length", f"{backbone.name} reads up to {longest} tokens")
-    tokenizer = backbones.load_tokenizer(backbone, config.vocab_size)
-    encoded = functools.partial(encode, tokenizer=tokenizer, max_length=length, regression=loaded.task.is_regression)
-    evaluation, test = (
-        {split: encoded(examples) for split, examples in part.items()} for part in (loaded.evaluation, loaded.test)
-    )
-    return loaded, encoded(loaded.train), evaluation, test, tokenizer.pad_token_id or 0
 
 
 def _now() -> str:

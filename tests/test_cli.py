@@ -139,7 +139,7 @@ def test_run_by_name(trainer: Trainer, tmp_path: Path) -> None:
     assert sorted(found) == ["smoke/rte/bitfit/all/seed0.json", "smoke/rte/lora/2/seed0.json"]
 
 
-@pytest.mark.parametrize("threads", (2, 3))
+@pytest.mark.parametrize("threads", [2, 3])
 def test_a_process_takes_as_many_cores_as_the_study_says(trainer: Trainer, tmp_path: Path, threads: int) -> None:
     """Not all of the machine's: jobs run beside one another, and the last bits of scores follow the number."""
     before = torch.get_num_threads()

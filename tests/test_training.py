@@ -186,7 +186,7 @@ def test_test_predictions_are_those_of_the_best_weights(
     def predicting(self: _Run) -> None:
         evaluate(self)
         with without_reserve(self.adaptation.model):
-            self._predictions(self.test)
+            self._predictions(self.data.test)
         seen[self.progress.step] = exact[-1]
 
     monkeypatch.setattr(_Run, "_predictions", predictions)

@@ -140,12 +140,18 @@ def test_run_by_name(trainer: Trainer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_a_process_takes_as_many_cores_as_the_study_says(trainer: Trainer, tmp_path: Path, threads: int) -> None:
+def test_a_process_takes_as_many_cores_as_the_study_says(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
     """Not all of the machine's: jobs run beside one another, and the last bits of scores follow the number."""
     before = torch.get_num_threads()
     try:
         arguments = (f"{{execution: {{threads: {threads}}}}}", "--method", "lora", "--records", str(tmp_path))
         assert main(["run", str(SMOKE), *arguments]) == 0
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(before)
+        monkeypatch.setattr("increlora.training.pretrain.pretrain", lambda *given, **options: None)
+        assert main(["pretrain", str(SMOKE), arguments[0], "--out", str(tmp_path / "backbone")]) == 0
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -40,7 +40,7 @@ class Version:
     """
 
     def __init__(self, checkout: Path, args: argparse.Namespace, rank: int):
-        options = [f"--{name}={getattr(args, name)}" for name in ("device", "layers", "batch", "length")]
+        options = [f"--{name}={getattr(args, name)}" for name in ("device", "layers", "width", "batch", "length")]
         paths = (checkout, checkout / "benchmarks")
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve()), "--measure", f"--ranks={rank}", *options],
@@ -176,13 +176,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8, 24], help="average ranks")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--layers", type=int, default=4, help="encoder layers (DeBERTaV3-base has 12)")
+    parser.add_argument("--width", type=int, default=768, help="hidden size, a multiple of 12 (DeBERTaV3-base has 768)")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=3, help="steps per side and round")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    parser.set_defaults(width=768)  # which `step_time.Bench` asks for
     args = parser.parse_args(arguments)
     if args.measure:
         measure(args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ for line in sys.argv[1:]:
     print(json.dumps([code, out.getvalue(), err.getvalue()]))
 """
 """Script for one process that answers several command lines, each a JSON list: exit code, output and errors of each."""
+
+
+def copy_project(folder: Path) -> Path:
+    """What Snakemake needs of the project, without any result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("workflow", "profiles", "config", "increlora"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
+    shutil.copy(ROOT / "Snakefile", folder)
+    return folder
+
 
 Splits = Mapping[str, Sequence[float]]
 """Labels or predictions by development split."""

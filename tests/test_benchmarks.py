@@ -47,7 +47,7 @@ def test_step_time(benchmark: Callable[[str], Any], tmp_path: Path, capsys: pyte
 
 def test_storage(tmp_path: Path) -> None:
     """Two processes in turns; here both run this version."""
-    smallest = {"other": ROOT, "ranks": 2, "layers": 1, "batch": 2, "length": 8, "rounds": 1, "steps": 1}
+    smallest = {"other": ROOT, "ranks": 2, "layers": 1, "width": 96, "batch": 2, "length": 8, "rounds": 1, "steps": 1}
     options = [text for name, value in smallest.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, str(ROOT / "benchmarks/storage.py"), *options, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)

@@ -16,8 +16,7 @@ from increlora.study import jobs
 from increlora.study.load import load_study
 from increlora.study.settings import all_runs
 from increlora.training.record import read_record
-from tests.study_helpers import SMOKE
-from tests.test_workflow import copy
+from tests.study_helpers import SMOKE, copy_project
 
 pytest.importorskip("snakemake")
 pytestmark = pytest.mark.slow
@@ -37,7 +36,7 @@ def snakemake(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = copy(tmp_path_factory.mktemp("study"))
+    folder = copy_project(tmp_path_factory.mktemp("study"))
     result = snakemake(folder)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return folder

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import random
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from increlora.study.settings import all_runs
 from increlora.training import device
 from increlora.training.checkpoint import Checkpoint
 from increlora.training.interrupt import PARENT
-from tests.study_helpers import ROOT, SMOKE
+from tests.study_helpers import ROOT, SMOKE, copy_project
 from tests.test_training import run, settings
 
 WATCHING = "import time; from increlora.training.interrupt import end_with_parent; end_with_parent(); time.sleep(300)"
@@ -203,9 +202,7 @@ def _study(
         chance: decides the moment within that, and whether the jobs are killed with Snakemake.
         hits: counts in what processes were killed.
     """
-    for name in ("workflow", "profiles", "config", "increlora"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "Snakefile", folder)
+    copy_project(folder)
     marks = folder / "marks"
     marks.mkdir()
     for name, functions in PHASES.items():

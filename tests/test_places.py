@@ -23,9 +23,8 @@ from increlora.study.settings import run_settings
 from increlora.training import checksums
 from increlora.training.checkpoint import Checkpoint
 from increlora.training.pretrain import PretrainSettings, pretrain
-from increlora.training.record import read_record
 from increlora.training.store import Store
-from tests.study_helpers import ROOT, SMOKE, fake_record
+from tests.study_helpers import ROOT, SMOKE, copy_project, fake_record
 
 Unwritable = Callable[[Path], None]
 
@@ -165,9 +164,7 @@ def test_what_a_kill_left_of_a_folder_is_swept(tmp_path: Path) -> None:
 
 def clone(folder: Path) -> Path:
     """The project with a study of one run."""
-    for name in ("workflow", "profiles", "config", "increlora"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
-    shutil.copy(ROOT / "Snakefile", folder)
+    copy_project(folder)
     one = {"only": ["table1"], "table1": {"tasks": ["rte"], "rows": [{"method": "bitfit"}]}}
     (folder / "one.yaml").write_text(json.dumps({"seeds": [0], "artefacts": one}))
     return folder
@@ -199,10 +196,8 @@ def test_a_study_goes_on_when_the_disk_has_room_again(disk: Path) -> None:
     assert "Traceback" not in text
     assert not [path for path in (folder / ".increlora").rglob("*") if path.suffix in (".safetensors", ".json")]
     filler.unlink()
-    code, text = ask(until("train"), folder)
+    code, text = ask(until("backbone"), folder)
     assert code == 0, text[-3000:]
-    (record,) = (folder / "results/runs").rglob("*.json")
-    assert read_record(record).run.status in ("completed", "collapsed")
     (backbone,) = (folder / ".increlora/backbones").glob("smoke-*")
     assert checksums.damage(backbone) is None
 

@@ -140,11 +140,20 @@ def test_corruption_asks_only_where_it_may():
     assert torch.equal(batch.ids[special], original[special])
     changed = (batch.ids != original) & ~masked
     assert (batch.replaced[changed] == 1).all() and 0.01 < changed.float().mean() < 0.2
-    assert (batch.replaced[:, 0] < 0).all(), "nothing is asked at [CLS]"
+    assert (batch.replaced[:, 0] < 0).all(), "whether words are replaced is not asked at [CLS]"
     connective = torch.isin(original, torch.tensor(tokenizer.convert_tokens_to_ids([*corpus.CONNECTIVES.values()])))
     whole = masked.any(1)[:, None]
     assert 0.3 < masked[connective & whole].float().mean() < 0.6, "TINY masks 0.4 of them, in sequences with any mask"
     assert 0.1 < masked[~connective & ~special & whole].float().mean() < 0.25
+    asked = batch.connective != -100
+    some = [corpus.CONNECTIVES[relation] for relation in corpus.ASKED]
+    hidden = masked & torch.isin(original, torch.tensor(tokenizer.convert_tokens_to_ids(some)))
+    assert torch.equal(asked, hidden.any(1)), "one is asked at [CLS] only where it cannot be read"
+    assert torch.equal(batch.connective[asked], (original * hidden).sum(1)[asked])
+    without = module.corrupt(
+        data, torch.arange(500), TINY.model_copy(update={"objective": "mlm+rtd"}), torch.Generator().manual_seed(0)
+    )
+    assert torch.equal(without.ids, batch.ids) and (without.connective < 0).all()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.study_helpers import ROOT
+from tests.study_helpers import ROOT, copy_project
 
 pytestmark = pytest.mark.workflow
 
@@ -27,9 +26,7 @@ pytestmark = pytest.mark.workflow
 )
 def test_a_dry_run_of_the_paper(profile: str, plugin: str, tmp_path: Path) -> None:
     pytest.importorskip(plugin)
-    for name in ("workflow", "profiles", "config", "increlora"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
-    shutil.copy(ROOT / "Snakefile", tmp_path)
+    copy_project(tmp_path)
     command = [sys.executable, "-m", "snakemake", "--workflow-profile", f"profiles/{profile}", "--dry-run"]
     done = subprocess.run(
         [*command, "--configfile", "config/paper.yaml"],
@@ -64,9 +61,7 @@ class Executor(RemoteExecutor):
 
 @pytest.mark.parametrize("executor", ["local", "elsewhere"])
 def test_gpus_have_to_be_where_the_runs_are(executor: str, tmp_path: Path) -> None:
-    for name in ("workflow", "profiles", "config", "increlora"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
-    shutil.copy(ROOT / "Snakefile", tmp_path)
+    copy_project(tmp_path)
     (tmp_path / "snakemake_executor_plugin_elsewhere").mkdir()
     (tmp_path / "snakemake_executor_plugin_elsewhere/__init__.py").write_text(PLUGIN)
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--jobs", "1", "--executor", executor]

@@ -18,8 +18,8 @@ from increlora.study.grid import trials
 from increlora.study.load import load_study
 from increlora.study.plan import plan, write_csv
 from increlora.study.settings import all_runs
-from increlora.study.verify import verify
-from increlora.training.record import read_record
+from increlora.study.verify import unexpected, verify
+from increlora.training.record import read_record, write_record
 from tests.study_helpers import ROOT
 
 RECORDS = ROOT / "results/runs"
@@ -47,8 +47,12 @@ def test_the_default_study_and_the_choice_of_its_settings_are_committed() -> Non
 
 
 @pytest.mark.slow
-def test_records_belong_to_the_config(study: Study) -> None:
-    assert {finding.state.status for finding in verify(study, RECORDS)} == {"ok"}
+def test_records_belong_to_the_config_and_are_written_to_the_same_bytes(study: Study, tmp_path: Path) -> None:
+    assert unexpected(study, RECORDS) == []
+    for finding in verify(study, RECORDS):
+        assert finding.state.status == "ok" and finding.state.record is not None
+        write_record(tmp_path / "seed0.json", finding.state.record)
+        assert (tmp_path / "seed0.json").read_bytes() == finding.path.read_bytes(), finding.path
 
 
 @pytest.mark.slow
@@ -98,6 +102,15 @@ def test_everything_learns_in_the_default_study(task: str) -> None:
         assert statistics.fmean(seeds) >= (15 if method == "full_ft" else 5), (method, budget, seeds)
 
 
+def test_every_task_of_the_default_study_has_room() -> None:
+    """Full fine-tuning is 10 points, to within an error, and 5 standard errors above a head on the frozen backbone."""
+    study = load_study(DEFAULT)
+    table = pd.read_csv(ROOT / "results/mini_headroom.csv")
+    full = table[table.row == "Full FT − Head only"]
+    assert {*full.task} == {*study.tasks}
+    assert (full.difference + full.error >= 10).all() and (full.errors >= 5).all(), full
+
+
 def test_the_default_study_has_the_papers_eight_tasks() -> None:
     assert {run.task for run in all_runs(load_study(DEFAULT))} == {task.name for task in TASKS.values() if task.in_all}
 
@@ -117,7 +130,7 @@ def test_the_default_study_uses_the_trials_that_were_chosen() -> None:
         runs = {
             (task, budget): run
             for (trial, task, budget), run in tried.items()
-            if trial == chosen.get(str(budget or "✓"))
+            if trial == chosen.get(str(budget), chosen.get("✓"))
         }
         assert {budget for _, budget in runs} == {budget for name, _, budget in tried if name in marked.index}
         for (task, budget), run in runs.items():

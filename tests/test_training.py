@@ -237,19 +237,15 @@ def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
     """SIGKILL while it trains, then the same command again: the same scores as without the kill."""
     chosen = settings(tiny_backbone, "increlora", 2, {"deltaT": 3}, training={"epochs": 12})
     (tmp_path / "settings.json").write_text(chosen.model_dump_json())
-    script = (
-        "import pathlib, sys; from increlora.training.run import run; "
-        "from increlora.training.settings import RunSettings; import torch; torch.set_num_threads(1); "
+    script = (  # slowly, so that it cannot finish before it is killed, however late that is
+        "import pathlib, time; from increlora.training.checkpoint import Checkpoint; "
+        "from increlora.training.run import run; from increlora.training.settings import RunSettings; "
+        "save = Checkpoint.save; Checkpoint.save = lambda *state: (save(*state), time.sleep(0.2)); "
         "s = RunSettings.model_validate_json(pathlib.Path('settings.json').read_text()); "
-        "r = run(s, progress=False, checkpoint_seconds=0); pathlib.Path(sys.argv[1]).write_text(r.model_dump_json())"
+        "run(s, progress=False, checkpoint_seconds=0); pathlib.Path('finished').touch()"
     )
-    command = [sys.executable, "-c", script]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    slowly = (  # so that it cannot finish before it is killed, however late that is
-        "import time; from increlora.training.checkpoint import Checkpoint; save = Checkpoint.save; "
-        "Checkpoint.save = lambda *state: (save(*state), time.sleep(0.2)); "
-    )
-    process = subprocess.Popen([sys.executable, "-c", slowly + script, "unused.json"], env=environment)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment)
     path = checkpoints.Checkpoint(chosen.digest).path
     deadline = time.monotonic() + 120
     while not path.exists() and time.monotonic() < deadline:
@@ -257,13 +253,12 @@ def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
     time.sleep(0.7)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not Path("unused.json").exists(), "it finished before the kill"
+    assert not Path("finished").exists(), "it finished before the kill"
     reached = checkpoints.Checkpoint(chosen.digest).load()["progress"]["step"]
     assert 0 < reached < 120
-    subprocess.run([*command, "resumed.json"], env=environment, check=True)
+    resumed = run(chosen, progress=False)
     discard_checkpoint(chosen)
-    subprocess.run([*command, "whole.json"], env=environment, check=True)
-    resumed, whole = (json.loads(Path(name).read_text()) for name in ("resumed.json", "whole.json"))
+    whole = run(chosen, progress=False)
     assert resumed["score"] == whole["score"]
     assert resumed["allocation"] == whole["allocation"]
 

@@ -21,7 +21,7 @@ from increlora.study.load import load_study, merge, read_config
 from increlora.study.settings import all_runs
 from increlora.training import backbone as backbones
 from increlora.training.record import write_record
-from tests.study_helpers import ROOT, SMOKE, fake_record
+from tests.study_helpers import ROOT, SMOKE, copy_project, fake_record
 
 pytest.importorskip("snakemake")
 pytestmark = pytest.mark.workflow
@@ -42,14 +42,6 @@ def jobs(folder: Path, *configs: str, more: tuple[str, ...] = ()) -> dict[str, i
     return {rule: int(number) for rule, number in re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
 
 
-def copy(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("workflow", "profiles", "config", "increlora"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
-    shutil.copy(ROOT / "Snakefile", folder)
-    return folder
-
-
 def git(folder: Path, *arguments: str) -> None:
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
@@ -58,13 +50,13 @@ def git(folder: Path, *arguments: str) -> None:
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project without any result."""
-    return copy(tmp_path_factory.mktemp("bare"))
+    return copy_project(tmp_path_factory.mktemp("bare"))
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh clone of the project with committed records, and time stamps in any order."""
-    origin = copy(tmp_path_factory.mktemp("origin"))
+    origin = copy_project(tmp_path_factory.mktemp("origin"))
     for settings in all_runs(load_study(SMOKE)):
         write_record(settings.record_path(origin / "results" / "runs"), fake_record(settings))
     git(origin, "init", "--quiet")
@@ -176,9 +168,12 @@ def test_finished_tables_do_not_hide_what_is_missing_or_outdated(clone: Path, tm
 def test_finished_runs_are_restored_and_then_watched(clone: Path) -> None:
     """Snakemake deletes outputs before a job; the records that came with the clone survive that."""
     before = {path: path.read_bytes() for path in (clone / "results/runs").rglob("*.json")}
-    done = snakemake(clone, "--configfile", "config/smoke.yaml", "--forcerun", "train", "--until", "train")
+    again = [f"results/runs/smoke/rte/{run}/seed0.json" for run in ("lora/2", "increlora/2", "svd_increlora/2")]
+    done = snakemake(clone, *again, "--configfile", "config/smoke.yaml", "--forcerun", *again)
     assert done.returncode == 0, done.stderr
-    assert f"{RUNS} finished runs taken into" in done.stdout + done.stderr
+    text = done.stdout + done.stderr
+    assert f"{RUNS} finished runs taken into" in text
+    assert re.search(rf"^train +{len(again)}$", text, re.MULTILINE)
     assert {path: path.read_bytes() for path in (clone / "results/runs").rglob("*.json")} == before
     assert len(before) == RUNS
     assert "train" not in jobs(clone, "config/smoke.yaml")
@@ -219,7 +214,7 @@ def test_an_impossible_budget_stops_before_training(bare: Path) -> None:
 @pytest.fixture
 def two_methods(tmp_path: Path) -> Path:
     """Two methods in one job each, with finished runs on a backbone that cannot be loaded."""
-    folder = copy(tmp_path / "two")
+    folder = copy_project(tmp_path / "two")
     rows = [{"method": "bitfit"}, {"method": "lora", "budgets": [2]}]
     (folder / "backbone").mkdir()
     (folder / "backbone/config.json").write_text(

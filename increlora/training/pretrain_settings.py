@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from increlora.model import Block
 
-OBJECTIVES = ("mlm", "rtd")
+OBJECTIVES = ("mlm", "connective", "rtd")
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-$%&"
 """Every tokenizer spells unknown words in these, each alone and as a continuation."""
@@ -47,7 +47,7 @@ class PretrainSettings(Block):
     """Number of documents to generate, each seen steps * batch_size / documents times."""
     seed: int = Field(default=0, ge=0)
     """Seed of the text, the weights, the order and the corruption."""
-    objective: str = "mlm+rtd"
+    objective: str = "mlm+connective+rtd"
     """Parts of the loss, joined by "+": any of `OBJECTIVES`."""
     mask_rate: float = Field(default=0.15, gt=0, lt=1)
     """Fraction of the words that are masked in a masked sequence."""

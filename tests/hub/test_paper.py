@@ -15,7 +15,7 @@ import yaml
 
 from tests.hub.conftest import DATA, MODEL, Ask
 from tests.hub.server import Hub
-from tests.study_helpers import ROOT
+from tests.study_helpers import copy_project
 
 pytest.importorskip("snakemake")
 pytestmark = [pytest.mark.slow, pytest.mark.workflow]
@@ -45,11 +45,7 @@ SHORT: dict[str, Any] = {
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    folder = tmp_path / "clone"
-    folder.mkdir()
-    for name in ("workflow", "profiles", "config", "increlora"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
-    shutil.copy(ROOT / "Snakefile", folder)
+    folder = copy_project(tmp_path / "clone")
     (folder / "short.yaml").write_text(yaml.safe_dump(SHORT))
     return folder
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.study_helpers import ROOT
+from tests.study_helpers import ROOT, copy_project
 
 pytestmark = [pytest.mark.cluster, pytest.mark.workflow]
 
@@ -49,9 +48,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def clone(tmp_path: Path, cluster: str) -> Path:
     """The project, with the fields of the profile filled in as its comments say."""
-    for name in ("workflow", "profiles", "config", "increlora"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "local.yaml"))
-    shutil.copy(ROOT / "Snakefile", tmp_path)
+    copy_project(tmp_path)
     profile = tmp_path / "profiles/slurm/config.yaml"
     text = profile.read_text()
     fields = {"slurm_account": "research" if cluster else "", "slurm_partition": "gpus", "gpu_model": "toy"}

@@ -16,7 +16,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from increlora.glue.corpus.discourse import CONNECTIVES, document
+from increlora.glue.corpus.discourse import ASKED, CONNECTIVES, document
 from increlora.glue.corpus.grammar import Genre, Split
 from increlora.glue.tasks import TASKS, Task
 
@@ -138,6 +138,7 @@ def write_folder(path: str | Path, *, seed: int) -> None:
 
 
 __all__ = [
+    "ASKED",
     "CONNECTIVES",
     "EVAL_ROWS",
     "LABEL_NOISE",

@@ -23,6 +23,7 @@ from increlora.study.settings import run_settings
 from increlora.training import checksums
 from increlora.training.checkpoint import Checkpoint
 from increlora.training.pretrain import PretrainSettings, pretrain
+from increlora.training.record import read_record
 from increlora.training.store import Store
 from tests.study_helpers import ROOT, SMOKE, copy_project, fake_record
 
@@ -196,8 +197,10 @@ def test_a_study_goes_on_when_the_disk_has_room_again(disk: Path) -> None:
     assert "Traceback" not in text
     assert not [path for path in (folder / ".increlora").rglob("*") if path.suffix in (".safetensors", ".json")]
     filler.unlink()
-    code, text = ask(until("backbone"), folder)
+    code, text = ask(until("train"), folder)
     assert code == 0, text[-3000:]
+    (record,) = (folder / "results/runs").rglob("*.json")
+    assert read_record(record).run.status in ("completed", "collapsed")
     (backbone,) = (folder / ".increlora/backbones").glob("smoke-*")
     assert checksums.damage(backbone) is None
 

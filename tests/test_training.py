@@ -233,7 +233,7 @@ def test_adalora_tells_its_whole_story_after_a_kill(
 
 
 @pytest.mark.slow
-def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """SIGKILL while it trains, then the same command again: the same scores as without the kill."""
     chosen = settings(tiny_backbone, "increlora", 2, {"deltaT": 3}, training={"epochs": 12})
     (tmp_path / "settings.json").write_text(chosen.model_dump_json())
@@ -256,7 +256,9 @@ def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path) -> None:
     assert not Path("finished").exists(), "it finished before the kill"
     reached = checkpoints.Checkpoint(chosen.digest).load()["progress"]["step"]
     assert 0 < reached < 120
-    resumed = run(chosen, progress=False)
+    with caplog.at_level("INFO"):
+        resumed = run(chosen, progress=False)
+    assert f"resumed at step {reached} of 120" in caplog.text
     discard_checkpoint(chosen)
     whole = run(chosen, progress=False)
     assert resumed["score"] == whole["score"]

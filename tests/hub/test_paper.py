@@ -67,7 +67,7 @@ def test_the_paper_study_runs_from_the_hub_and_then_from_the_cache(hub: Hub, str
     assert len(scores) == len(TASKS)
     for folder in ("results", ".increlora"):
         shutil.rmtree(clone / folder)
-    done = stranger(*run, "increlora", folder=clone, offline=True, PYTHONPATH=str(clone))
+    done = stranger(*command, "--until", "train_increlora", folder=clone, offline=True, PYTHONPATH=str(clone))
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert not hub.requests
     assert {path: json.loads(path.read_text())["score"] for path in scores} == scores

@@ -436,6 +436,24 @@ def test_costs_beside_the_papers_formulas(out: Path) -> None:
     assert rows.step_ratio[("hadapter", 32)] == 1.0
 
 
+def test_times_of_different_devices_are_not_compared(tmp_path: Path) -> None:
+    rows = [{"method": "lora", "budgets": [2]}, {"method": "increlora", "budgets": [2]}]
+    study = make_study(artefacts={"table1": {"rows": rows, "tasks": ["rte", "stsb"]}})
+
+    def elsewhere(settings: RunSettings, record: dict[str, Any]) -> dict[str, Any]:
+        if (settings.task, settings.kind) == ("rte", "lora"):
+            record["cost"] |= {"device": "a GPU", "step_ms": 1.0, "peak_memory_mb": 1.0, "train_seconds": 0.1}
+        return record
+
+    write(study, tmp_path / "runs", elsewhere)
+    tables.build(study, tmp_path / "runs", tmp_path)
+    costs = pd.read_csv(tmp_path / "fake_cost.csv").set_index("method")
+    assert costs.loc["lora", ["step_ms", "peak_memory_mb", "train_seconds"]].isna().all()  # of both devices
+    assert costs.step_ms["increlora"] == 15.0
+    assert (costs.step_ratio["increlora"], costs.step_more_ms["increlora"]) == (1.5, 5.0)  # STS-B's alone
+    assert "different devices are not compared" in (tmp_path / "fake_cost.md").read_text()
+
+
 def test_artefacts_that_are_left_out_are_skipped(records: Path, tmp_path: Path) -> None:
     rows = {"rows": [{"method": "lora", "budgets": [2]}], "tasks": ["rte"]}
     small = make_study(artefacts={"table1": rows})

@@ -170,8 +170,9 @@ def selection(results: Results) -> Table:
             )
         names = [trial.name for trial in tried]
         runs = results.runs[results.runs["method"].isin(names)]
-        hours = runs["wall_seconds"].sum() / 3600
-        efforts.append(f"{study.title(origin)} {len(tried)} trials, {len(runs)} runs, {hours:.2f} hours")
+        hours = runs.groupby("device")["wall_seconds"].sum() / 3600
+        took = " and ".join(f"{spent:.2f} hours ({device})" for device, spent in hours.items())
+        efforts.append(f"{study.title(origin)} {len(tried)} trials, {len(runs)} runs, {took}")
     columns = ("Trial", "Budgets", "Score at each", "Mean", "Chosen", "At the edge")
     what = "All" if rule.metric == "all" else TASKS[rule.metric].title
     how = {
@@ -232,23 +233,26 @@ def cost(results: Results) -> Table:
 
 def _cost_row(results: Results, tasks: Sequence[str], line: Line, reference: Line | None) -> dict[str, Any]:
     names = ("trainable", "peak_trainable", "optimizer_state", "state_without_head")
-    means = {name: results.mean_over_tasks(name, tasks, line) for name in (*names, "peak_memory_mb", "step_ms")}
+    means = {name: results.mean_over_tasks(name, tasks, line) for name in names}
     peak, state = means["peak_trainable"], means["state_without_head"]
     together = None if peak is None or state is None else peak + state
     runs, per_rank = results.select(tasks, line.variant, line.budget), results.numbers_per_rank
     paper = method_of(results.study, line.variant).paper_memory
     numbers = paper.numbers(per_rank, line.budget) if paper and per_rank is not None and line.budget else None
-    step, its_step = means["step_ms"], reference and results.mean_over_tasks("step_ms", tasks, reference)
+    devices = _devices(runs)
+    alone = tasks if len(devices) == 1 else ()
+    measured = {name: results.mean_over_tasks(name, alone, line) for name in ("peak_memory_mb", "step_ms")}
+    step = [mine - its for mine, its in _beside_reference(results, "step_ms", tasks, line, reference)]
     return {
-        **{"row": line.label, "method": line.variant, "budget": line.budget, "runs": len(runs), **means},
+        **{"row": line.label, "method": line.variant, "budget": line.budget, "runs": len(runs), **means, **measured},
         **{"together": together, "paper_formula": paper.formula if paper else None, "paper_numbers": numbers},
         "formula_ratio": together / numbers if together is not None and numbers else None,
         "paper_note": paper.note if paper else "",
         "peak_memory_ratio": _cost_ratio(results, "peak_memory_mb", tasks, line, reference),
         "step_ratio": _cost_ratio(results, "step_ms", tasks, line, reference),
-        "step_more_ms": step - its_step if step is not None and its_step is not None else None,
-        "train_seconds": results.mean_over_tasks("train_seconds", tasks, line),
-        "devices": "; ".join(_devices(runs)),
+        "step_more_ms": sum(step) / len(step) if step else None,
+        "train_seconds": results.mean_over_tasks("train_seconds", alone, line),
+        "devices": "; ".join(devices),
     }
 
 
@@ -256,10 +260,23 @@ def _cost_ratio(
     results: Results, column: str, tasks: Sequence[str], line: Line, reference: Line | None
 ) -> float | None:
     """Geometric mean over tasks of this row's ratio to the reference; a task of long texts counts as much as others."""
+    pairs = _beside_reference(results, column, tasks, line, reference)
+    return statistics.geometric_mean(mine / its if its else None for mine, its in pairs)
+
+
+def _beside_reference(
+    results: Results, column: str, tasks: Sequence[str], line: Line, reference: Line | None
+) -> list[tuple[float, float]]:
+    """This row's mean and the reference's, of each task on which one and the same device measured both."""
+    pairs: list[tuple[float, float]] = []
     if reference is None:
-        return None
-    pairs = [[results.mean_over_tasks(column, [task], one) for one in (line, reference)] for task in tasks]
-    return statistics.geometric_mean(mine / its if mine is not None and its else None for mine, its in pairs)
+        return pairs
+    for task in tasks:
+        runs = [results.select([task], one.variant, one.budget) for one in (line, reference)]
+        if len(_devices(pd.concat(runs))) == 1:
+            mine, its = (results.mean_over_tasks(column, [task], one) for one in (line, reference))
+            pairs += [(mine, its)] if mine is not None and its is not None else []
+    return pairs
 
 
 def _devices(runs: pd.DataFrame) -> list[str]:
@@ -306,6 +323,9 @@ def _cost_notes(results: Results, rows: Sequence[dict[str, Any]]) -> list[str]:
     if devices:
         notes.append(f"Measured on: {'; '.join(devices)}.")
     if len(devices) > 1:
-        notes.append("Runs were made on different devices: times and memory are not comparable between them.")
+        notes.append(
+            "Times and memory of different devices are not compared: a row of more than one has none, and "
+            f"{_TO} is over the tasks where one device measured both."
+        )
     absent = [row["row"] for row in rows if not row["runs"]]
     return notes + ([f"Missing: {', '.join(absent)}."] if absent else [])

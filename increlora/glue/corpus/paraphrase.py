@@ -118,11 +118,14 @@ def graded_pair(rng: random.Random, split: Split, wanted: float, *, tolerance: f
 
 
 def stsb_row(rng: random.Random, split: Split) -> dict:
-    """One STS-B row; the score is the similarity plus the annotators' noise, in [0, 5], roughly uniform."""
+    """One STS-B row; the score is the similarity plus the annotators' noise, in [0, 5], roughly uniform.
+
+    The second sentence has its own words for the same: common words alone tell less about the score.
+    """
     first, second = graded_pair(rng, split, rng.uniform(0.0, 5.0))
     score = similarity(first, second) + rng.gauss(0.0, SIMILARITY_NOISE)
     return {
         "sentence1": statement(first, rng),
-        "sentence2": statement(second, rng),
+        "sentence2": statement(second, rng, synonyms=0.3, passive=0.5),
         "label": round(min(5.0, max(0.0, score)), 3),
     }

@@ -393,18 +393,24 @@ def _half(task: str, split: str, rows: int, which: int) -> list[int]:
 # ---- Files
 
 
-def write_record(path: str | Path, record: Record) -> None:
-    """Write a record, whole or not at all.
+def as_bytes(record: Record) -> bytes:
+    """A record as its file has it.
 
     Each block of the record is one line, so that a difference between two records shows which block it is in.
     """
-    path = Path(path)
-    sweep(path.parent)
     content = record.model_dump(mode="json")
     blocks = (f"{json.dumps(name)}: {json.dumps(block, allow_nan=False)}" for name, block in content.items())
+    return ("{\n" + ",\n".join(blocks) + "\n}\n").encode()
+
+
+def write_record(path: str | Path, record: Record) -> None:
+    """Write a record, whole or not at all."""
+    path = Path(path)
+    sweep(path.parent)
+    content = as_bytes(record)
     try:
         with whole_file(path) as file:
-            file.write(("{\n" + ",\n".join(blocks) + "\n}\n").encode())
+            file.write(content)
     except OSError as error:  # a full disk does not say of which file
         raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -104,7 +104,7 @@ def test_everything_learns_in_the_default_study(task: str) -> None:
 
 
 def test_tasks_of_the_default_study_have_room() -> None:
-    """Full fine-tuning is 10 points and 5 standard errors above a head; LoRA gains 3 by rank on the task of Figure 4."""
+    """Full fine-tuning is 10 points and 5 standard errors above a head, and rank is worth 3 on the task of Figure 4."""
     study = load_study(DEFAULT)
     table = pd.read_csv(ROOT / "results/mini_headroom.csv")
     full = table[table.row == "Full FT − Head only"]

@@ -25,6 +25,7 @@ from tests.study_helpers import ROOT
 RECORDS = ROOT / "results/runs"
 DEFAULT = ROOT / "config/config.yaml"
 SELECTION = (DEFAULT, ROOT / "config/overlays/selection.yaml")
+SETTINGS = (DEFAULT, ROOT / "config/overlays/settings.yaml")
 MINILM = ROOT / "config/minilm.yaml"
 MINILM_SELECTION = (MINILM, ROOT / "config/overlays/minilm_selection.yaml")
 MPNET = ROOT / "config/mpnet.yaml"
@@ -33,7 +34,7 @@ MINILM_R8 = (MINILM, ROOT / "config/overlays/minilm_r8.yaml")
 MPNET_AUTHORS = (MPNET, ROOT / "config/overlays/mpnet_authors.yaml")
 SHIPPED = [
     *((path,) for path in (ROOT / "config").glob("*.yaml") if path.stem != "local"),
-    *(SELECTION, MINILM_SELECTION, MINILM_R8, MPNET_SELECTION, MPNET_AUTHORS),
+    *(SELECTION, SETTINGS, MINILM_SELECTION, MINILM_R8, MPNET_SELECTION, MPNET_AUTHORS),
 ]
 STUDIES = {load_study(*files).study: files for files in SHIPPED}
 COMMITTED = sorted(path.name for path in RECORDS.glob("*") if path.is_dir())

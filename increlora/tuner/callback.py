@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +17,6 @@ from .optimizer import IncreLoraAdamW, RestartedWarmup
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZER_NAME = "increlora_adamw"
 REPLACED = ("adamw_torch", "adamw_torch_fused")
 """Values of ``optim`` that mean plain AdamW, which is the Trainer's default."""
 
@@ -54,10 +51,7 @@ class IncreLoraCallback(TrainerCallback):
         if kwargs.get("optimizer") is not None:
             return
         handlers = trainer_optimizer._OPTIMIZER_HANDLERS
-        if str(getattr(args.optim, "value", args.optim)) in REPLACED:
-            handlers[OPTIMIZER_NAME] = _Handler(kwargs["model"])
-            args.optim = OPTIMIZER_NAME
-        elif args.optim in handlers and not isinstance(handlers[args.optim], _Following):
+        if args.optim in handlers and not isinstance(handlers[args.optim], _Following):
             handlers[args.optim] = _Following(handlers[args.optim])
 
     def on_train_begin(
@@ -70,18 +64,10 @@ class IncreLoraCallback(TrainerCallback):
         warmup = args.get_warmup_steps(state.max_steps)
         if isinstance(self._optimizer, IncreLoraAdamW):
             self._optimizer.schedule = RestartedWarmup.of(_unwrap(kwargs["lr_scheduler"]), warmup)
-        elif any(not allocator.finished for allocator in self._allocators):
-            warnings.warn(
-                f"{type(self._optimizer).__name__} keeps one step count and one learning rate per tensor: ranks grow, "
-                "but components born at an event have neither a warmup nor a bias correction of their own. "
-                "optim='adamw_torch' is exact",
-                stacklevel=2,
-            )
         for allocator in self._allocators:
             allocator.follow(self._optimizer)
             allocator.gradient_accumulation_steps = args.gradient_accumulation_steps
-            if scaler is not None and scaler.is_enabled():
-                allocator.regulariser.loss_scale = scaler.get_scale
+            allocator.regulariser.follow_scaler(scaler)
             allocator.step = state.global_step
             allocator.set_total_steps(state.max_steps, warmup)
         if "tensorboard" in (args.report_to or ()) and state.is_world_process_zero:
@@ -145,29 +131,21 @@ def _unwrap(wrapped: Any) -> Any:
     )
 
 
-class _Handler:
-    """How the Trainer makes the optimizer: its own groups of parameters, and the model beside them."""
-
-    def __init__(self, model: nn.Module):
-        self.model = weakref.ref(model)
-
-    def __call__(self, context: Any) -> tuple[type[IncreLoraAdamW], dict[str, Any]]:
-        model = context.model if context.model is not None else self.model()
-        return IncreLoraAdamW, {**context.optimizer_kwargs, **context.adam_kwargs, "adapted": model}
-
-
 class _Following:
-    """How the Trainer makes an optimizer of another kind: its own class, followed from its creation on.
+    """How the Trainer makes the optimizer of a model with IncreLoRA adapters; that of any other model as before.
 
-    A checkpoint is loaded into it before training begins, and the state of growth with it.
+    `IncreLoraAdamW` where it would make torch's AdamW. Any other is of its own class, followed from its creation on: a
+    checkpoint is loaded into it before training begins, and the state of growth with it.
     """
 
     def __init__(self, handler: Callable[[Any], tuple[Any, dict[str, Any]]]):
         self.handler = handler
 
     def __call__(self, context: Any) -> tuple[Any, dict[str, Any]]:
-        kind, options = self.handler(context)
         allocators = find_allocators(context.model) if context.model is not None else []
+        if allocators and context.args.optim in REPLACED:
+            return IncreLoraAdamW, {**context.optimizer_kwargs, **context.adam_kwargs, "adapted": context.model}
+        kind, options = self.handler(context)
         if not allocators or trainer_optimizer.is_optimizer_factory(kind):
             return kind, options
 

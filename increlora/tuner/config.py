@@ -235,6 +235,8 @@ class IncreLoraConfig(PeftConfig):
             raise ConfigError("allow_overshoot", "is the authors' rule for a budget of ranks: set budget_by='rank'")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ConfigError("layers_to_transform", "cannot be used when `target_modules` is a regular expression")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ConfigError("layers_pattern", "needs `layers_to_transform`: the indices of the layers that it counts")
         if self.target_parameters:
             raise ConfigError(
                 "target_parameters",

@@ -110,8 +110,11 @@ def lora_config(ranks: dict[str, int], *, like: Any = None, **overrides: Any) ->
 def _saved_modules(model: nn.Module, adapter: str) -> dict[str, Any]:
     """Tensors of ``modules_to_save``, biases and tokens under the names that PEFT saves them with."""
     from peft import PeftModel, get_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTuner
 
-    if not isinstance(model, PeftModel):
-        return {}
-    state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    return {key: value.cpu().contiguous() for key, value in state.items() if ".increlora_" not in key}
+    holders = (module for module in model.modules() if "peft_config" in vars(module))
+    base = next(module for module in holders if not isinstance(module, PeftModel | BaseTuner))
+    state = get_peft_model_state_dict(base, adapter_name=adapter, save_embedding_layers=False)
+    return {
+        f"base_model.model.{key}": value.cpu().contiguous() for key, value in state.items() if ".increlora_" not in key
+    }

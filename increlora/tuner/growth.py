@@ -72,6 +72,8 @@ class RankAllocator:
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self._length: tuple[int, int] | None = None
         self._allocated = True
+        self._stepped = False
+        self._reached: set[str] = set()
         self._warned: set[str] = set()
         self._checked_equal = False
         self.budget: int | None = None
@@ -122,7 +124,8 @@ class RankAllocator:
         grown: dict[int, dict[str, int]] = {}
         for name, layer in self.layers.items():
             for step, ranks in layer.components[self.adapter].gains:
-                grown.setdefault(step, {})[name] = ranks
+                event = grown.setdefault(step, {})
+                event[name] = event.get(name, 0) + ranks  # twice where a second training counts its steps anew
         total, events = sum(layer.components[self.adapter].initial for layer in self.layers.values()), []
         for step in sorted(grown):
             total += sum(grown[step].values())
@@ -156,7 +159,10 @@ class RankAllocator:
             ConfigError: the budget cannot be reached in that time.
             IncreLoraError: the adapter's tensors are sharded over processes.
         """
-        self._length = (total_step, warmup_steps)
+        self._length, self._stepped = (total_step, warmup_steps), False
+        for layer in self.layers.values():  # compiled code does not call `watch`
+            self.watch(layer)
+        self._say_what_is_inexact()
         if self.budget is None or self.finished:
             return
         for name, layer in self.layers.items():
@@ -188,6 +194,8 @@ class RankAllocator:
         self._optimizers.append(weakref.ref(optimizer))
         optimizer.register_state_dict_post_hook(lambda _, state: {**state, self._key: self.state_dict()})
         optimizer.register_load_state_dict_pre_hook(lambda _, state: self.take_state(state))
+        if self._length is not None:
+            self._say_what_is_inexact()
 
     @property
     def _key(self) -> str:
@@ -214,8 +222,8 @@ class RankAllocator:
             ``{module: ranks gained}``, empty if nothing grew.
 
         Raises:
-            IncreLoraError: the length of training is unknown, no gradient reached a module, a step had more backward
-                passes than `gradient_accumulation_steps` says, or an event was missed.
+            IncreLoraError: the length of training is unknown, no gradient reached any module, a step had more backward
+                passes than `gradient_accumulation_steps` says, a step comes twice, or an event was missed.
         """
         if global_step < 1:
             raise IncreLoraError(f"global_step is {global_step}: optimizer steps count from 1")
@@ -225,8 +233,14 @@ class RankAllocator:
                 f"loss_scale is {loss_scale}, but the regulariser's gradient has been scaled by {known_scale}: give "
                 "the GradScaler to create_optimizer(..., scaler=scaler)"
             )
-        self._allocated = True
-        before, self.step = self.step, global_step
+        before = self.step
+        if global_step == before and self._stepped:
+            raise IncreLoraError(
+                f"update_and_allocate({global_step}) is called a second time: call it once per optimizer step, after "
+                "the last backward pass, with the number of that step"
+            )
+        self._allocated = self._stepped = True
+        self.step = global_step
         self.regulariser.next_step()
         if self.budget is None or self.finished:
             return {}
@@ -264,7 +278,7 @@ class RankAllocator:
 
     def restore(self, step: int) -> None:
         """Go on from the ranks and scores that a layer has been given, after optimizer step ``step``."""
-        self.step = step
+        self.step, self._stepped = step, False
         self.regulariser.next_step()
         self._arm()
 
@@ -272,6 +286,8 @@ class RankAllocator:
         """What continues growth exactly and is not in an adapter saved by PEFT: reserve, scores, events, storage."""
         state: dict[str, Any] = {}
         for name, layer in self.layers.items() if self.config.grows else ():
+            if self.adapter not in layer.components:  # deleted
+                continue
             part = layer.components[self.adapter]
             rows = slice(part.rank, part.used)
             state[name] = {
@@ -310,6 +326,7 @@ class RankAllocator:
             part = layer.components[self.adapter]
             while part.gains and part.initial + sum(ranks for _, ranks in part.gains) > part.rank:
                 part.gains.pop()
+            self.watch(layer)  # whose tensors may be others
         self._finish_if_full()
         self._arm()
 
@@ -362,13 +379,12 @@ class RankAllocator:
     def _check_arrived(self, arrived: list[bool]) -> None:
         if world_size() > 1:
             arrived = anywhere(arrived, next(iter(self.layers.values())).increlora_lambda[self.adapter].device)
-        if not all(arrived):
-            silent = [name for name, one in zip(self.layers, arrived, strict=True) if not one]
+        if not any(arrived):
             raise IncreLoraError(
-                f"no gradient reached {len(silent)} of {len(arrived)} modules in a step that is scored, {silent[0]} "
-                "among them: was `update_and_allocate` called without a backward pass, is the model in eval mode "
-                "(call model.train()), or is the module not used in the forward pass?"
+                f"no gradient reached {len(arrived)} of {len(arrived)} modules in a step that is scored: was "
+                "update_and_allocate called without a backward pass, or is the model in eval mode (call model.train())?"
             )
+        self._reached.update(name for name, one in zip(self.layers, arrived, strict=True) if one)
 
     def _taylor_scores(self) -> Tensor:
         sums, arrived = self._lambda_gradients.take()
@@ -401,6 +417,12 @@ class RankAllocator:
 
     def _grow(self) -> dict[str, int]:
         assert self.schedule is not None and self.budget is not None
+        if unused := [name for name in self.layers if name not in self._reached]:
+            self._say(
+                f"no gradient has reached {len(unused)} of {len(self.layers)} modules in any scored step yet, "
+                f"{unused[0]} among them: they score 0 and gain no rank. If the forward pass does not use them leave "
+                "them out (exclude_modules); if they are in eval mode call model.train()"
+            )
         names, layers = list(self.layers), list(self.layers.values())
         importance = torch.stack([layer.components[self.adapter].importance for layer in layers])
         gains = allocate(
@@ -464,7 +486,7 @@ class RankAllocator:
 
     def _can_resize(self) -> bool:
         """Whether all that holds the adapter's tensors can follow a change of their size."""
-        if world_size() > 1 or not self._optimizers:
+        if world_size() > 1 or not self._followed():
             return False
         parameters = [
             getattr(layer, f"increlora_{kind}")[self.adapter] for layer in self.layers.values() for kind in KINDS
@@ -486,6 +508,28 @@ class RankAllocator:
 
     def _followed(self) -> list[Optimizer]:
         return [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
+
+    def _say_what_is_inexact(self) -> None:
+        """Warn of what will not be as the method has it, once the length of training is known."""
+        from .optimizer import IncreLoraAdamW
+
+        trains = any(layer.increlora_lambda[self.adapter].requires_grad for layer in self.layers.values())
+        if trains and self.config.target_r is not None and self.config.inference_mode:
+            self._say(
+                f"adapter {self.adapter!r} was loaded for inference and ranks do not grow: load it with "
+                "is_trainable=True, or set target_r=None"
+            )
+        lost = []
+        if not self.finished:
+            lost.append("components born at an event have neither a warmup nor a bias correction of their own")
+        if trains and self.config.lambda_lr_ratio != 1:
+            lost.append("lambda_lr_ratio has no effect")
+        for optimizer in self._followed():
+            if lost and not isinstance(optimizer, IncreLoraAdamW):
+                self._say(
+                    f"{type(optimizer).__name__} keeps one step count and one learning rate per tensor: "
+                    f"{' and '.join(lost)}. IncreLoraAdamW (the Trainer's optim='adamw_torch') is exact"
+                )
 
     def _say(self, message: str) -> None:
         """Warn, once per adapter and message."""

@@ -116,22 +116,22 @@ class UpdateGradient:
         self._scores.clear()
         self.receiver.grad = None
 
-    def take(self, average: Callable[[Tensor], Any] | None = None) -> Tensor:
-        """The score of the step that ends (a scalar); starts the next step.
+    def take(self, add_up: Callable[[Tensor], Any] | None = None) -> Tensor:
+        """The score of the step that ends (a scalar), 0 if no gradient has arrived; starts the next step.
 
         Args:
-            average: sums or averages the held gradient over processes in place before it is reduced; a process that no
-                gradient has reached takes part with zeros.
+            add_up: sums the held gradient over processes in place before it is reduced; a process that no gradient has
+                reached takes part with zeros.
         """
         if self.hold:
             gradient = self.receiver.grad
             if gradient is None:
                 gradient = torch.zeros(self.shape, dtype=self.receiver.dtype, device=self.device)
-            if average is not None:
-                average(gradient)
+            if add_up is not None:
+                add_up(gradient)
             score = self._reduce(gradient)
         else:
-            (score,) = self._scores
+            score = self._scores[0] if self._scores else self.receiver.new_zeros(())
         self.clear()
         return score
 

@@ -522,7 +522,19 @@ class IncreLoraEmbedding(IncreLoraLinear):
         return x
 
     def _project(self, inputs: Tensor, a: Tensor) -> Tensor:
-        return F.embedding(inputs, a.T)
+        return F.embedding(inputs, a.T, padding_idx=self.padding_idx)
+
+    @property
+    def padding_idx(self) -> int | None:
+        base: Any = self.get_base_layer()
+        return base.padding_idx
+
+    @torch.no_grad()
+    def _draw_rows(self, adapter: str, start: int, stop: int) -> None:
+        """As of a linear layer, but the vector of ``padding_idx`` has no update, and never gets one."""
+        super()._draw_rows(adapter, start, stop)
+        if self.padding_idx is not None:
+            self.increlora_A[adapter][start:stop, self.padding_idx] = 0
 
     def update(self, x: Tensor, adapter: str) -> Tensor:
         """``dW x`` (..., out), times the factor that some embeddings multiply their output with."""

@@ -19,7 +19,7 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import nn
 
-from .allocation import component_costs, nominal_budget
+from .allocation import component_costs, nominal_budget, resolve_schedule
 from .config import IncreLoraConfig
 from .errors import ConfigError, IncreLoraError
 from .growth import RankAllocator, find_allocator
@@ -87,10 +87,11 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
                 stacklevel=2,
             )
         if config.target_r is not None and config.grows and not config.allow_overshoot:
-            widths = [
-                sum(features(module.get_base_layer() if isinstance(module, IncreLoraLayer) else module))
+            shapes = [
+                features(module.get_base_layer() if isinstance(module, IncreLoraLayer) else module)
                 for _, module in matched
             ]
+            widths = [sum(shape) for shape in shapes]
             costs, budget = component_costs(config, widths), nominal_budget(config, widths)
             initial = sum(
                 cost * self._initial_rank(config, name) for cost, (name, _) in zip(costs, matched, strict=True)
@@ -100,6 +101,17 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
                     "target_r",
                     f"{config.target_r} asks for {budget} {config.unit} over {len(matched)} modules; they start with "
                     f"{initial}",
+                )
+            if config.total_step is not None and config.deltaT is not None:
+                ranks = [min(*shape, config.max_r or min(shape)) for shape in shapes]
+                highest = max(initial, sum(map(operator.mul, costs, ranks)))
+                resolve_schedule(
+                    config,
+                    total_step=config.total_step,
+                    warmup_steps=0,
+                    costs=costs,
+                    initial=initial,
+                    budget=min(budget, highest),
                 )
 
     @staticmethod
@@ -229,12 +241,6 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
     def adapter_layers(self, adapter: str | None = None) -> dict[str, IncreLoraLayer]:
         """Layers with this adapter (default: the active one) by the base model's module name."""
         return find_allocator(self.model, adapter).layers
-
-    def save_as_lora(self, folder: str, adapter: str | None = None, **options: Any) -> Any:
-        """See `export_lora`."""
-        from .export import export_lora
-
-        return export_lora(self, folder, adapter, **options)
 
 
 def find_tuner(model: nn.Module) -> IncreLoraModel:

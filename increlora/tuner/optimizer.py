@@ -8,6 +8,7 @@ A component that starts to train late must not inherit the step count of its ten
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from .errors import IncreLoraError
 from .growth import find_allocators
+from .layer import KINDS
 from .storage import PER_COMPONENT
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class RestartedWarmup:
     Attributes:
         warmup_steps: optimizer steps of warmup.
         curve: factor ``f`` of the peak learning rate after so many updates, for what trains from the start; ``None``
-            for a schedule that is no function of the step: after its warmup a component then has the current rate.
+            for a schedule that is no function of the step: a component then warms up to the current rate.
     """
 
     warmup_steps: int
@@ -49,12 +51,12 @@ class RestartedWarmup:
         """The rule for a scheduler of torch or Transformers; only a ``LambdaLR`` tells its curve."""
         return cls(warmup_steps, scheduler.lr_lambdas[0] if isinstance(scheduler, LambdaLR) else None)
 
-    def __call__(self, step: int, birth: int) -> float | None:
-        """Factor of the peak rate after ``step`` updates; ``None``: that of what trains from the start."""
+    def __call__(self, step: int, birth: int) -> float:
+        """Factor after ``step`` updates: of the peak rate, or without a curve of the current one."""
         if step - birth < self.warmup_steps:
             return (step - birth) / self.warmup_steps
         if self.curve is None:
-            return None
+            return 1.0
         start = self.curve(birth + self.warmup_steps)
         return min(1.0, self.curve(step) / start) if start > 0 else 0.0
 
@@ -117,11 +119,12 @@ class _Rows:
 
     def rates(self, group: dict[str, Any], schedule: RestartedWarmup | None) -> Tensor:
         """Learning rate of every component, float64."""
-        peak = group.get("initial_lr", group["lr"])
-        rates = []
-        for birth in self.late.tolist():
-            factor = schedule(group["updates"], birth) if schedule is not None and birth else None
-            rates.append(group["lr"] if factor is None else peak * factor)
+        current = group["lr"]
+        full = current if schedule is None or schedule.curve is None else group.get("initial_lr", current)
+        rates = [
+            full * schedule(group["updates"], birth) if schedule is not None and birth else current
+            for birth in self.late.tolist()
+        ]
         return torch.tensor(rates, dtype=torch.float64)[self.which]
 
 
@@ -162,14 +165,14 @@ class IncreLoraAdamW(torch.optim.AdamW):
             getattr(layer, f"increlora_{kind}")[allocator.adapter]: _Component(layer, allocator.adapter, kind)
             for allocator in find_allocators(model)
             for layer in allocator.layers.values()
-            for kind in ("A", "B", "lambda")
+            for kind in KINDS
             if getattr(layer, f"increlora_{kind}")[allocator.adapter].requires_grad
         }
         if not self._components:
             raise IncreLoraError("the model has no trainable IncreLoRA adapter: was it loaded with is_trainable=True?")
         groups = _decay_groups(model) if isinstance(params, nn.Module) else params
         self._rows: dict[int, _Rows] = {}
-        super().__init__(self._split(groups, lr), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=False)
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=False)
         self.schedule = schedule
         self._youngest_lr = lr
         self._first = {parameter: component.trained_rows() for parameter, component in self._components.items()}
@@ -180,24 +183,19 @@ class IncreLoraAdamW(torch.optim.AdamW):
         """Learning rate that the A and B born last had in the last step."""
         return self._youngest_lr
 
-    def _split(self, params: Iterable[Any], lr: float) -> list[dict[str, Any]]:
-        """Groups of adapter tensors of one learning rate, and groups of other parameters."""
-        groups: list[dict[str, Any]] = []
-        given: list[Any] = list(params)
-        if given and not isinstance(given[0], dict):
-            given = [{"params": given}]
-        for group in given:
-            parts: dict[float | None, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                component = self._components.get(parameter)
-                ratio = None if component is None else component.lr_ratio()
-                parts.setdefault(ratio, []).append(parameter)
-            for ratio, parameters in parts.items():
-                own: dict[str, Any] = {**group, "params": parameters, "components": ratio is not None}
-                if ratio is not None:
-                    own.update(lr=float(group.get("lr", lr)) * ratio, updates=0)
-                groups.append(own)
-        return groups
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's: adapter tensors go to groups of one learning rate each, other parameters to one of their own."""
+        given = param_group["params"]
+        parts: dict[float | None, list[Any]] = {}
+        for entry in [given] if isinstance(given, Tensor) else given:
+            component = self._components.get(entry[1] if isinstance(entry, tuple) else entry)
+            ratio = None if component is None else component.lr_ratio()
+            parts.setdefault(ratio, []).append(entry)
+        for ratio, entries in parts.items():
+            own: dict[str, Any] = {**param_group, "params": entries, "components": ratio is not None}
+            if ratio is not None:
+                own.update(lr=float(param_group.get("lr", self.defaults["lr"])) * ratio, updates=0)
+            super().add_param_group(own)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -209,7 +207,7 @@ class IncreLoraAdamW(torch.optim.AdamW):
         groups = self.param_groups
         try:
             self.param_groups = [group for group in groups if not group["components"]]
-            super().step()
+            inspect.unwrap(torch.optim.AdamW.step)(self)  # torch wraps it anew to run hooks, which `step` here does
         finally:
             self.param_groups = groups
         for index, group in enumerate(groups):
@@ -394,7 +392,6 @@ def create_optimizer(
     optimizer.schedule = RestartedWarmup.of(scheduler, warmup_steps)
     for allocator in find_allocators(model):
         allocator.gradient_accumulation_steps = gradient_accumulation_steps
-        if scaler is not None:
-            allocator.regulariser.loss_scale = scaler.get_scale
+        allocator.regulariser.follow_scaler(scaler)
         allocator.set_total_steps(total_steps, warmup_steps)
     return optimizer, scheduler

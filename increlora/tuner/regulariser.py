@@ -175,7 +175,7 @@ class Regulariser:
     ):
         self.layers, self.adapter, self.on_step = layers, adapter, on_step
         self.weight, self.kind = config.orth_reg_weight, config.orth_reg
-        self.loss_scale: Callable[[], float] = _one
+        self.follow_scaler(None)
         self.steps = 0
         self._start()
 
@@ -203,6 +203,11 @@ class Regulariser:
                 self._hooked[parameter] = True
         if all(parameter in self._hooked for parameter in matrices):
             self._watched[name] = matrices
+
+    def follow_scaler(self, scaler: torch.amp.GradScaler | None) -> None:
+        """Scale the gradient as this ``GradScaler`` scales the loss, or not at all."""
+        enabled = scaler is not None and scaler.is_enabled()
+        self.loss_scale: Callable[[], float] = scaler.get_scale if scaler is not None and enabled else _one
 
     def next_step(self) -> None:
         """The optimizer step is over, although no parameter may have changed."""

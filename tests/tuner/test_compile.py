@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 from transformers import BertConfig, BertForSequenceClassification
@@ -95,3 +96,25 @@ def test_compiles_like_lora_after_growth() -> None:
             forward(**tokens(step)).loss.backward()
     assert find_allocator(model).finished
     assert graphs["increlora"].graphs == graphs["lora"].graphs == 1
+
+
+@pytest.mark.parametrize("late", ["second adapter", "loaded"])
+def test_the_regulariser_reaches_an_adapter_that_comes_late(late: str, tmp_path: Path) -> None:
+    model = adapted(orth_reg_weight=1.0)
+    if late == "second adapter":
+        model.add_adapter("second", IncreLoraConfig(target_modules=SIX, target_r=3, deltaT=2, orth_reg_weight=1.0))
+        model.set_adapter("second")
+    else:
+        model.save_pretrained(tmp_path)
+        model = PeftModel.from_pretrained(bert(), tmp_path, is_trainable=True, low_cpu_mem_usage=True)
+    name = model.active_adapter
+    create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=2)
+    model.train()
+    gradients = []
+    for step, forward in enumerate((torch.compile(model, backend="eager"), model), start=1):
+        forward(**tokens(1)).loss.backward()
+        gradients.append([layer.increlora_A[name].grad.clone() for layer in find_allocator(model).layers.values()])
+        model.update_and_allocate(step)
+        model.zero_grad()
+    assert all(compiled.norm() > 0.01 for compiled in gradients[0])
+    torch.testing.assert_close(*gradients)

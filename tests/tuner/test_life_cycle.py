@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, trainer_optimizer
 
 from increlora import (
     IncreLoraAdamW,
@@ -201,10 +202,11 @@ def test_several_adapters_live_side_by_side(model: PeftModel, tmp_path: Path, lo
 
 
 def test_growing_adapter_can_be_deleted(model: PeftModel) -> None:
-    grown(model, steps=5)
+    optimizer, _ = grown(model, steps=5)
     model.add_adapter("second", adapter(target_r=2))
     model.set_adapter("second")
     model.delete_adapter("default")
+    assert optimizer.state_dict()["state"]
     grown(model)
     assert sum(model.rank_distribution().values()) == 24
 
@@ -230,6 +232,28 @@ def test_exported_lora_is_exact_and_needs_only_peft(model: PeftModel, tmp_path: 
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, cwd=tmp_path)
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), expected, atol=1e-5, rtol=1e-5)
+
+
+def wrapped_by(kind: str) -> tuple[PeftModel | nn.Module, nn.Module]:
+    if kind == "add_adapter":
+        base = deberta()
+        base.add_adapter(adapter())  # type: ignore[operator]
+        return base, base
+    model = get_peft_model(deberta(), adapter())
+    return model, torch.compile(model, backend="eager") if kind == "compile" else nn.Sequential(model)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", ["compile", "wrapper", "add_adapter"])
+def test_export_of_a_wrapped_model_holds_the_trained_head(kind: str, tmp_path: Path, logits: Any) -> None:
+    torch.manual_seed(1)
+    model, wrapped = wrapped_by(kind)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name or "lambda" in name:
+                parameter.normal_(std=0.1)
+    export_lora(wrapped, tmp_path)
+    loaded = PeftModel.from_pretrained(deberta(), tmp_path)
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=1e-5)
 
 
 def test_rank_distribution_retrains_as_lora(model: PeftModel) -> None:
@@ -401,6 +425,28 @@ def test_callback_passes_on_the_loss_scale(model: PeftModel, tmp_path: Path) -> 
         built.args, state, SimpleNamespace(), model=model, optimizer=wrapped, lr_scheduler=built.lr_scheduler
     )
     assert find_allocator(model).regulariser.loss_scale() == 8.0
+    wrapped.scaler = None
+    callback.on_train_begin(
+        built.args, state, SimpleNamespace(), model=model, optimizer=wrapped, lr_scheduler=built.lr_scheduler
+    )
+    assert find_allocator(model).regulariser.loss_scale() == 1.0
+
+
+def test_a_training_without_a_scaler_forgets_that_of_the_last(model: PeftModel) -> None:
+    for scaler, scale in ((torch.amp.GradScaler("cpu", init_scale=8.0), 8.0), (None, 1.0)):
+        create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4, scaler=scaler)
+        assert find_allocator(model).regulariser.loss_scale() == scale
+
+
+def test_callback_leaves_the_arguments_to_other_trainers(model: PeftModel, tmp_path: Path) -> None:
+    from transformers import Trainer
+
+    arguments = trainer(model, tmp_path, max_steps=1, save_strategy="no").args
+    assert dataclasses.replace(arguments, learning_rate=1e-3).optim == arguments.optim
+    config = LoraConfig(target_modules=TARGETS, task_type="SEQ_CLS")
+    other = Trainer(model=get_peft_model(deberta(), config), args=arguments, train_dataset=Sentences())
+    other.train()
+    assert type(getattr(other.optimizer, "optimizer", other.optimizer)) is torch.optim.AdamW
 
 
 def test_trainer_with_gradient_accumulation_grows(tmp_path: Path) -> None:
@@ -543,17 +589,22 @@ def test_length_of_training_may_come_from_the_config() -> None:
     assert sum(model.rank_distribution().values()) == 36
 
 
-@pytest.mark.parametrize(("steps", "message"), [((0,), "count from 1"), ((2, 5), "were to grow at 4")])
+@pytest.mark.parametrize(
+    ("steps", "message"), [((0,), "count from 1"), ((2, 5), "were to grow at 4"), ((1, 2, 2), "a second time")]
+)
 def test_wrong_step_numbers_are_refused(model: PeftModel, steps: tuple[int, ...], message: str) -> None:
     optimizer, scheduler = create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4)
     with pytest.raises(IncreLoraError, match=message):
         train(model, optimizer, scheduler, steps)  # type: ignore[arg-type]
 
 
-def test_callback_that_comes_late_trains_with_the_optimizer_that_is_there(model: PeftModel, tmp_path: Path) -> None:
+def test_callback_that_comes_late_trains_with_the_optimizer_that_is_there(
+    model: PeftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     late = trainer(model, tmp_path, save_strategy="no")
     late.callback_handler.callbacks = [c for c in late.callback_handler.callbacks if type(c) is not IncreLoraCallback]
     late.args.optim = "adamw_torch"
+    monkeypatch.setitem(trainer_optimizer._OPTIMIZER_HANDLERS, "adamw_torch", trainer_optimizer._get_adamw_torch)
     late.add_callback(IncreLoraCallback())
     with pytest.warns(UserWarning, match="AdamW keeps one step count"):
         late.train()
@@ -571,6 +622,73 @@ def test_missing_gradients_are_refused(model: PeftModel) -> None:
     create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4)
     with pytest.raises(IncreLoraError, match="no gradient reached"):
         model.update_and_allocate(1)
+
+
+class Experts(nn.Module):
+    """Three experts, of which a step uses one or two, and a module that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.unused = nn.Linear(8, 8)
+
+    def forward(self, step: int) -> torch.Tensor:
+        x = torch.randn(4, 8, generator=torch.Generator().manual_seed(step))
+        return sum(expert(x).square().mean() for index, expert in enumerate(self.experts) if (step + index) % 3)
+
+
+@pytest.mark.parametrize("score", ["exact", "taylor"])
+@pytest.mark.parametrize("unused", [True, False])
+def test_modules_that_some_steps_do_not_use_grow(unused: bool, score: Any) -> None:
+    targets = r"experts\.\d" + ("|unused" if unused else "")
+    model = get_peft_model(
+        Experts(), IncreLoraConfig(target_modules=targets, target_r=2, deltaT=4, ranks_per_event=2, score=score)
+    )
+    optimizer, scheduler = create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for step in range(1, STEPS + 1):
+            model(step).backward()
+            model.update_and_allocate(step)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    ranks = model.rank_distribution()
+    assert sum(ranks.values()) == 2 * len(ranks) and ranks.get("unused", 1) == 1
+    about = [str(one.message) for one in said if "no gradient has reached" in str(one.message)]
+    assert len(about) == unused and all("unused" in message for message in about)
+
+
+def test_what_is_not_exact_is_said_in_a_loop_of_ones_own() -> None:
+    for changes, message in (({}, "AdamW keeps one step count"), ({"lambda_lr_ratio": "width"}, "lambda_lr_ratio has")):
+        model = get_peft_model(deberta(), adapter(**changes))
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        find_allocator(model).follow(optimizer)
+        with pytest.warns(UserWarning, match=message):
+            model.set_total_steps(STEPS)
+
+
+def test_an_adapter_loaded_for_inference_says_that_it_does_not_grow(model: PeftModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(deberta(), tmp_path)
+    loaded.set_adapter("default")  # PEFT makes it trainable
+    with pytest.warns(UserWarning, match="is_trainable=True"):
+        create_optimizer(loaded, lr=1e-2, total_steps=STEPS, warmup_steps=4)
+
+
+def test_events_of_a_second_training_add_up() -> None:
+    model = get_peft_model(deberta(), adapter(target_modules=r".*layer\.0.*query_proj", target_r=5, top_h=1))
+    for _ in range(2):
+        optimizer, scheduler = create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4)
+        train(model, optimizer, scheduler, range(1, 5))
+    (event,) = model.growth_events()
+    assert event["total_rank"] == sum(model.rank_distribution().values()) > 2
+
+
+def test_a_pattern_of_layers_needs_their_numbers() -> None:
+    with pytest.raises(ConfigError, match="layers_to_transform"):
+        IncreLoraConfig(target_modules=["query_proj"], layers_pattern="layer")
 
 
 def test_target_modules_that_match_nothing_are_refused() -> None:
@@ -600,6 +718,7 @@ def test_a_refused_adapter_leaves_nothing_behind(model: PeftModel) -> None:
     for bad in (
         adapter(rank_pattern={"query_proj": 9}, target_r=1),
         adapter(target_modules=r".*word_embeddings|.*LayerNorm"),
+        adapter(total_step=5),
     ):
         with pytest.raises((ConfigError, TypeError)):
             model.add_adapter("second", bad)

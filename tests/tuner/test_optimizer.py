@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from increlora import IncreLoraAdamW, IncreLoraConfig, create_optimizer
+from increlora import IncreLoraAdamW, IncreLoraConfig, RestartedWarmup, create_optimizer
 from increlora.tuner.optimizer import _Component
 
 
@@ -91,3 +91,50 @@ def test_one_number_per_tensor_is_the_same_update(advance: bool, monkeypatch: py
     for name, value in grown().items():
         assert torch.equal(value, found[name]), name
     assert {*kinds} == {torch.Tensor}
+
+
+def test_groups_are_those_of_torch_however_they_are_given() -> None:
+    """At once, one by one, or as pairs of name and parameter."""
+    results = []
+    for given in ("at once", "one by one", "named"):
+        model = fixed()
+        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        first: Any = trainable if given == "named" else [p for _, p in trainable]
+        optimizer = IncreLoraAdamW(first[:2] if given == "one by one" else first, lr=1e-2, adapted=model)
+        if given == "one by one":
+            optimizer.add_param_group({"params": first[2]})
+            optimizer.add_param_group({"params": first[3:]})
+        results.append(trained(model, optimizer))
+        assert any(group["components"] for group in optimizer.param_groups)
+    for other in results[1:]:
+        assert all(torch.equal(results[0][name], other[name]) for name in results[0])
+
+
+def test_hooks_of_a_step_run_once() -> None:
+    torch.optim.AdamW([nn.Parameter(torch.zeros(1))])  # from then on torch runs hooks in every AdamW.step
+    model, calls = fixed(), []
+    optimizer = IncreLoraAdamW(model, lr=1e-2)
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    model.get_base_model()["head"](torch.ones(1, 5)).sum().backward()
+    optimizer.step()
+    assert calls == ["before", "after"]
+
+
+def test_late_births_warm_up_to_the_rate_of_a_schedule_whose_curve_is_unknown() -> None:
+    base = nn.Sequential(nn.Linear(6, 5))
+    model = get_peft_model(base, IncreLoraConfig(target_modules=["0"], target_r=2, deltaT=10, growth_end=1.0))
+    model.set_total_steps(20)
+    optimizer = IncreLoraAdamW(model, lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
+    optimizer.schedule = RestartedWarmup.of(scheduler, 4)
+    rates = []
+    for step in range(1, 17):
+        model(torch.ones(1, 6)).square().sum().backward()
+        model.update_and_allocate(step)
+        optimizer.step()
+        rates.append((optimizer.youngest_lr(), optimizer.param_groups[0]["lr"]))
+        scheduler.step()
+        optimizer.zero_grad()
+    shares = [1.0] * 10 + [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [youngest / current for youngest, current in rates] == pytest.approx(shares)

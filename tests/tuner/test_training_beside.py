@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from peft import PeftModel, convert_to_lora, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
-from torch import Tensor
+from torch import Tensor, nn
 
 from increlora import IncreLoraConfig, create_optimizer, export_lora, find_allocator
 
@@ -87,6 +87,23 @@ def test_embedding_gradient_equals_that_of_one_hot_inputs() -> None:
     plain(input_ids=IDS).logits.square().mean().backward()
     expected = plain.get_input_embeddings().weight.grad.T
     torch.testing.assert_close(recorder.receiver.grad, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_padding_vector_of_an_embedding_stays() -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(
+        nn.Sequential(nn.Embedding(9, 8, padding_idx=3), nn.Linear(8, 2)),
+        IncreLoraConfig(target_modules=["0"], target_r=2, deltaT=2),
+    )
+    optimizer, scheduler = create_optimizer(model, lr=0.1, total_steps=20, warmup_steps=2)
+    for step in range(1, 21):
+        model(torch.arange(9)).square().sum().backward()
+        model.update_and_allocate(step)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    update = find_allocator(model).layers["0"].get_delta_weight("default")
+    assert update[3].abs().max() == 0 and update[4].abs().max() > 0.01
 
 
 def test_tools_for_lora_alone_refuse_and_the_export_works_with_them(tmp_path: Path) -> None:

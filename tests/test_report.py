@@ -16,7 +16,7 @@ from increlora.errors import ConfigError
 from increlora.glue.tasks import TASKS
 from increlora.report import figures, published, tables
 from increlora.report.render import Column, Entry, Grid, Table, count, fixed, latex, latex_escape, markdown, terminal
-from increlora.report.results import Results, Scores
+from increlora.report.results import Results, Scores, header
 from increlora.report.statistics import gini
 from increlora.report.tables import show
 from increlora.study import jobs
@@ -285,6 +285,25 @@ def test_header_says_how_the_table_was_made(study: Study, records: Path) -> None
     assert row["mean"] == pytest.approx(expected(study, "rte", "lora", 2, ("accuracy",)).mean() - 1)
 
 
+def test_notes_are_about_the_rows_of_their_table(tmp_path: Path) -> None:
+    methods = make_study().model_dump(mode="json", exclude_unset=True)["methods"]
+    methods["sqrt"]["options"] = {"score_reduction": "sum_sqrt"}
+    study = make_study(methods=methods)
+    write(study, tmp_path)
+    results = Results(study, tmp_path)
+    said = {name: " ".join(tables.MADE_BY[name](results).notes) for name in ("table1", "table3", "cost", "variants")}
+    assert {name: "authors' code" in notes for name, notes in said.items()} == {
+        **{"table1": False, "table3": False, "cost": False, "variants": True}
+    }
+
+
+def test_checkpoints_chosen_on_training_rows_are_said_to_be(records: Path) -> None:
+    study = make_study(
+        source="hub", data={"source": "hub", "evaluate_on": "held_out"}, report={"checkpoint": "crossfit"}
+    )
+    assert "chosen on one half of the held-out training rows" in header(Results(study, records))[1]
+
+
 def test_a_ninth_task_adds_a_column_and_changes_no_other_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,6 +441,16 @@ def test_retrained_distributions_beside_the_dynamic_runs(paper: dict[str, Table]
     table = paper["fake_table3"]
     rows = table.tidy[table.tidy.column == "difference"].set_index("method")
     assert rows.published.to_dict() == {"svd - svd_ada": "> 0", "increlora - svd": "> 0", "adalora - svd_ada": "> 0"}
+
+
+def test_the_form_without_found_ranks_is_held_against_lora(tmp_path: Path) -> None:
+    base = make_study().model_dump(mode="json", exclude_unset=True)
+    uniform = {"title": "Uniform", "kind": "svd_lora", "ranks_from": {"method": "increlora", "transform": "uniform"}}
+    base["artefacts"]["table3"]["rows"] = ["lora", "increlora", "uniform"]
+    study = make_study(methods={**base["methods"], "uniform": uniform}, artefacts=base["artefacts"])
+    write(study, tmp_path)
+    rows = tables.table3(Results(study, tmp_path)).tidy
+    assert set(rows[rows.column == "difference"].method) == {"uniform - lora"}
 
 
 def test_costs_beside_the_papers_formulas(out: Path) -> None:

@@ -29,7 +29,7 @@ from increlora.study.cells import Cell, method_of
 from increlora.training.record import Allocation
 
 DECIMALS = {
-    **dict.fromkeys(("estimate", "ci_low", "ci_high", "corrected_low", "corrected_high", "visible", "paper_effect"), 4),
+    **dict.fromkeys(("estimate", "ci_low", "ci_high", "corrected_low", "corrected_high", "visible", "paper_effect"), 6),
     **{"p": 6, "p_corrected": 6},
 }
 PLACES = {"points": 2, "mean norm": 3, "Gini": 3, "ranks": 2, "%": 1}
@@ -78,7 +78,7 @@ class Finding(NamedTuple):
     paper: str
     """The paper's values as printed; empty where it has none."""
     effect: float | None
-    """Mean of the paper's numbers."""
+    """Mean of the paper's numbers on the tasks of the claim, or of all where it has none on them."""
     verdict: str
     detail: str
 
@@ -149,6 +149,7 @@ QUANTITIES: dict[str, Callable[[Results, Cell], dict[int, float]]] = {
 
 class _Contrast(NamedTuple):
     claim: Claim
+    tasks: Sequence[str]
     place: str
     estimate: Estimate
     times: int
@@ -200,7 +201,8 @@ def _contrast(results: Results, claim: Claim, tasks: Sequence[str], roles: dict[
     unit = method_of(results.study, first.variant).budget
     where = "All" if len(in_all) > 1 else ", ".join(TASKS[task].title for task in members)
     place = f"{where}; {unit.symbol} = {first.budget}" if unit else where
-    return _Contrast(claim, place, estimate, times, sum(len(by_seed) for found in values.values() for by_seed in found))
+    runs = sum(len(by_seed) for found in values.values() for by_seed in found)
+    return _Contrast(claim, members, place, estimate, times, runs)
 
 
 def _favour_of_claim(estimate: Estimate, sign: int) -> float:
@@ -228,13 +230,15 @@ def _open_questions(results: Results) -> list[_Contrast]:
 def _finding(contrast: _Contrast, tested: Tested) -> Finding:
     claim = contrast.claim
     values = _published(claim)
-    numbers = [row.number for row in values if row.number is not None]
-    effect = float(np.mean(numbers)) if numbers else None
+    numbers = [row for row in values if row.number is not None]
+    numbers = [row for row in numbers if row.task in contrast.tasks] or numbers
+    effect = float(np.mean([row.number for row in numbers])) if numbers else None
+    others = [TASKS[row.task].title for row in numbers if row.task in TASKS and row.task not in contrast.tasks]
     printed = {row: row.value.replace("-", "−") for row in values}
     paper = ", ".join(
         f"{text} ({TASKS[row.task].title})" if row.task in TASKS else text for row, text in printed.items()
     )
-    verdict = _bound(claim, tested) if claim.margin else _direction(claim, tested, effect)
+    verdict = _bound(claim, tested) if claim.margin else _direction(claim, tested, effect, others)
     return Finding(claim, contrast.place, tested, contrast.runs, paper, effect, *verdict)
 
 
@@ -247,7 +251,7 @@ def _published(claim: Claim) -> list[published.Published]:
 NOT_VISIBLE = "not visible in this study"
 
 
-def _direction(claim: Claim, tested: Tested, effect: float | None) -> tuple[str, str]:
+def _direction(claim: Claim, tested: Tested, effect: float | None, others: Sequence[str]) -> tuple[str, str]:
     places = PLACES[claim.unit]
     if tested.estimate.mean is None:
         return "no records", ""
@@ -260,7 +264,7 @@ def _direction(claim: Claim, tested: Tested, effect: float | None) -> tuple[str,
     visible = fixed(tested.visible, places)
     if effect is None:
         return NOT_VISIBLE, f"a difference of {visible} or more would have shown"
-    stated = fixed(abs(effect), places)
+    stated = fixed(abs(effect), places) + (f" on {', '.join(others)}" if others else "")
     if tested.visible > abs(effect):
         return NOT_VISIBLE, f"it could not have seen the paper's {stated}, only {visible} or more"
     return NOT_VISIBLE, f"a difference as large as the paper's {stated} would have shown"
@@ -284,12 +288,12 @@ def _bound(claim: Claim, tested: Tested) -> tuple[str, str]:
 _RULES = (
     "Estimates are differences paired by seed, averaged over tasks, first minus second as the claim names them "
     f"(orthogonality: without minus with; {', '.join(FAVOURED)}: their mean rank minus that of the others). Against "
-    "every budget: the difference that is worst for the claim, its p times the number of budgets where it goes against "
-    "the claim.",
+    "every budget: the difference that is worst for the claim, its p times their number if it goes against the claim.",
     f"Supported: p, corrected over all lines (Holm), is at most {ALPHA:g} and the difference goes the paper's way; "
     "contradicted: it goes the other way. Intervals are corrected like p. Otherwise the study does not show a "
     "difference, which is not to show that there is none: visible from is the smallest true difference that these "
-    "seeds, with this spread, show with 80 % power. The paper's number is the mean of those that it states.",
+    "seeds, with this spread, show with 80 % power. The paper's number is the mean of those that it states "
+    "on the tasks of the line, or where it states none there of those on the tasks that are named.",
     "3m(r+1): supported where the 95 % interval of the excess ends below 10 %. It counts the parameters that train, as "
     "the paper does; what an implementation stores beside them is in the table of costs.",
     "Open questions: the paper does not compare these; higher and lower are the first one's.",

@@ -12,7 +12,7 @@ from increlora.methods.registry import REFERENCE
 from increlora.report import statistics
 from increlora.report.published import ALL
 from increlora.report.render import NOTHING, Column, Entry, Grid, Table, count, fixed, times
-from increlora.report.results import CHECKPOINT, Line, Results, averaged, header, reference_of, score, tiers
+from increlora.report.results import Line, Results, averaged, header, reference_of, rule_in_words, score, tiers
 from increlora.report.statistics import over_tasks, paired
 from increlora.study.cells import method_of
 from increlora.study.grid import best, trials
@@ -58,7 +58,7 @@ def checkpoints(results: Results) -> Table:
     headings += [Column(rule, "best minus") for rule in others]
     caption = f"Study {results.study.study}: mean over {_names(in_all)}, ± sd over seeds"
     grid = Grid(caption, tuple(headings), tuple(entries), tiers(lines))
-    notes = [header(results)[0], *(f"{CHECKPOINT[rule]}." for rule in shown_rules)]
+    notes = [header(results)[0], *(f"{rule_in_words(results.study, rule)}." for rule in shown_rules)]
     for place, rule in enumerate(others):
         if known := [(worth[place], label) for label, worth in worths if worth[place] is not None]:
             (low, least), (high, most) = min(known), max(known)
@@ -226,7 +226,7 @@ def cost(results: Results) -> Table:
         tuple(map(_cost_entries, rows)),
         tiers(lines),
     )
-    notes = (*header(results), *_cost_notes(results, rows))
+    notes = (*header(results, lines), *_cost_notes(results, rows))
     tidy = pd.DataFrame(rows, columns=list(COST_COLUMNS)).astype({"budget": "Int64"})
     return Table(f"{study.study}_cost", "Cost of training", (grid,), notes, tidy, COST_DECIMALS)
 
@@ -314,10 +314,10 @@ def _cost_notes(results: Results, rows: Sequence[dict[str, Any]]) -> list[str]:
         f"{_TO[:1].upper()}{_TO[1:]}: geometric mean over tasks of the ratio at the same budget (methods without a "
         "budget: at the largest one). Step: median time of an optimizer step of each run.",
         f"Ms more: than {REFERENCE.title}'s step. Scores, masks and the regulariser are a few small operations for "
-        f"each of the{each} matrices, and take about the same time for small matrices as for large ones. Beside a step "
-        "of some milliseconds (a small model, short texts) that is a large ratio; beside one of hundreds, at the width "
-        "of a full-size encoder, 1.01× to 1.04×. Scores that need the gradient of a whole update add a matrix product "
-        "to the steps that are scored: 1.28× to 1.35× there (benchmarks/results).",
+        f"each of the{each} matrices, and take about the same time for small matrices as for large ones: a large ratio "
+        "beside a step of some milliseconds (a small model, short texts), a small one beside a step of hundreds. "
+        "Scores that need the gradient of a whole update add a matrix product to the steps that are scored. Ratios at "
+        "the width of a full-size encoder are in docs/reference/costs.md.",
     ]
     devices = sorted({device for row in rows for device in row["devices"].split("; ") if device})
     if devices:

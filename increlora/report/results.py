@@ -438,7 +438,7 @@ CHECKPOINT = {
     "vary more between evaluations",
     "last": "last, the evaluation at the end of training",
 }
-"""What each rule for the shown checkpoint means, in words."""
+"""What each rule for the shown checkpoint means, in words (see `rule_in_words`)."""
 _MARKS = {
     "partial": ("†", "fewer seeds than planned"),
     "collapsed": ("‡", "a run collapsed to constant predictions (its score is counted)"),
@@ -447,9 +447,15 @@ _MARKS = {
 }
 
 
-def header(results: Results) -> list[str]:
-    """Study, backbone, data, seeds, checkpoint rule, and what methods say about the options of their runs."""
-    study = results.study
+def rule_in_words(study: Study, rule: str) -> str:
+    """What a rule for the shown checkpoint means, with the rows on which this study evaluates."""
+    held_out = study.data.evaluate_on == "held_out"
+    return CHECKPOINT[rule].replace("development rows", "held-out training rows") if held_out else CHECKPOINT[rule]
+
+
+def header(results: Results, lines: Iterable[Line] = ()) -> list[str]:
+    """Study, backbone, data, seeds, checkpoint rule, and what methods say about the options of the rows' runs."""
+    study, shown = results.study, {line.variant for line in lines}
     data = _DATA[study.data.source].format(name=study.data.name)
     limits = [
         f"{rows} {what} examples"
@@ -460,12 +466,14 @@ def header(results: Results) -> list[str]:
     made = ", pretrained by this study" if study.backbone.pretrain is not None else ""
     options: dict[str, list[Mapping[str, Any]]] = {}
     for record in results.records.values():
+        if shown and record.run.method not in shown:
+            continue
         options.setdefault(record.run.kind, []).append(record.run.settings.options)
     return [
         f"Study {study.study}. Backbone: {study.backbone.name}{revision}{made}. Data: {data}"
         + (f", at most {' and '.join(limits)}" if limits else "")
         + f". Seeds: {', '.join(map(str, study.seeds))}.",
-        f"Checkpoint: {CHECKPOINT[study.report.checkpoint]}.",
+        f"Checkpoint: {rule_in_words(study, study.report.checkpoint)}.",
         *(method.note(options[kind]) for kind, method in METHODS.items() if method.note and kind in options),
     ]
 

@@ -243,7 +243,7 @@ class _Scores:
             for line in self.lines
             for task in self.tasks
         ]
-        notes = [*header(results), *filter(None, meaning), *hindsight(results, self.lines, self.tasks)]
+        notes = [*header(results, self.lines), *filter(None, meaning), *hindsight(results, self.lines, self.tasks)]
         notes += [*origin, *what_happened(runs), *legend(grids)]
         rows = [self.row(*at, self.summaries[at], values) for at, values in self.known.items()]
         rows += [self.difference_row(one, values) for one, values in differences]

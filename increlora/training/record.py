@@ -62,8 +62,8 @@ class Run(_Block):
     digest: Annotated[str, StringConstraints(pattern="^[0-9a-f]{16}$")]
     protocol: int
     status: Status
-    """`collapsed`: the shown checkpoint predicts one answer for every example; `diverged`: loss or predictions were not
-    finite."""
+    """`collapsed`: the best development checkpoint predicts one answer for every example; `diverged`: loss or
+    predictions were not finite."""
     reason: str | None
     settings: RunSettings
 

@@ -539,7 +539,16 @@ def draw_claims(data: pd.DataFrame, results: Results, wanted: object) -> Figure:
         Line2D([], [], color=BLUE, marker="o", label="supported, or an open question decided"),
         Line2D([], [], color=VERMILLION, marker="s", label="contradicted"),
         Line2D([], [], color=_UNDECIDED, marker="o", markerfacecolor="white", label="not visible"),
-        Line2D([], [], color="k", marker="D", markersize=4, markerfacecolor="none", linestyle="", label="the paper"),
+        Line2D(
+            [],
+            [],
+            color="k",
+            marker="D",
+            markersize=4,
+            markerfacecolor="none",
+            linestyle="",
+            label="the paper, on its tasks",
+        ),
     ]
     fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return fig

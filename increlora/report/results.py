@@ -432,9 +432,9 @@ class Scores:
 
 _DATA = {"builtin": "the built-in GLUE-shaped corpus (not GLUE)", "hub": "{name}", "local": "a local copy of {name}"}
 CHECKPOINT = {
-    "crossfit": "crossfit, chosen on one half of the development rows and shown on the other, mean of both ways",
+    "crossfit": "crossfit, chosen on one half of the {rows} and shown on the other, mean of both ways",
     "test": "test, chosen on the development split and shown on the test split",
-    "best": "best, chosen and shown on the same development rows as in the papers, which flatters methods whose scores "
+    "best": "best, chosen and shown on the same {rows} as in the papers, which flatters methods whose scores "
     "vary more between evaluations",
     "last": "last, the evaluation at the end of training",
 }
@@ -450,7 +450,7 @@ _MARKS = {
 def rule_in_words(study: Study, rule: str) -> str:
     """What a rule for the shown checkpoint means, with the rows on which this study evaluates."""
     held_out = study.data.evaluate_on == "held_out"
-    return CHECKPOINT[rule].replace("development rows", "held-out training rows") if held_out else CHECKPOINT[rule]
+    return CHECKPOINT[rule].format(rows="held-out training rows" if held_out else "development rows")
 
 
 def header(results: Results, lines: Iterable[Line] = ()) -> list[str]:

@@ -82,6 +82,12 @@ def nominal_budget(config: IncreLoraConfig, widths: Sequence[int]) -> int:
     return (config.target_r or 0) * (sum(widths) if config.budget_by == "parameters" else len(widths))
 
 
+def highest_rank(config: IncreLoraConfig, inputs: int, outputs: int) -> int:
+    """The highest rank that growth may give a matrix (outputs, inputs)."""
+    limit = min(inputs, outputs)
+    return min(limit, config.max_r or limit)
+
+
 def score_window(config: IncreLoraConfig) -> int | None:
     """Steps that are scored before each event, ``None`` for all: what is older has a weight below `FORGOTTEN`."""
     if config.score_window == "all":

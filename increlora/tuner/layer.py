@@ -27,6 +27,7 @@ from peft.utils.other import transpose
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from .allocation import highest_rank
 from .config import IncreLoraConfig
 from .importance import UpdateGradient, tap
 from .storage import resize
@@ -130,8 +131,7 @@ class IncreLoraLayer(BaseTunerLayer):
 
     def max_rank(self, adapter: str) -> int:
         """The highest rank that growth may give this module."""
-        limit = min(self.in_features, self.out_features)
-        return min(limit, self.components[adapter].config.max_r or limit)
+        return highest_rank(self.components[adapter].config, self.in_features, self.out_features)
 
     # ---------------------------------------------------------------- storage
 

@@ -19,7 +19,7 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import nn
 
-from .allocation import component_costs, nominal_budget, resolve_schedule
+from .allocation import component_costs, highest_rank, nominal_budget, resolve_schedule
 from .config import IncreLoraConfig
 from .errors import ConfigError, IncreLoraError
 from .growth import RankAllocator, find_allocator
@@ -103,7 +103,7 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
                     f"{initial}",
                 )
             if config.total_step is not None and config.deltaT is not None:
-                ranks = [min(*shape, config.max_r or min(shape)) for shape in shapes]
+                ranks = [highest_rank(config, *shape) for shape in shapes]
                 highest = max(initial, sum(map(operator.mul, costs, ranks)))
                 resolve_schedule(
                     config,

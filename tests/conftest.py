@@ -60,6 +60,7 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         batch_size=8,
         warmup_steps=1,
         documents=200,
+        dropout=0.1,
     )
     pretrain(settings, out, progress=False)
     return out

@@ -88,6 +88,12 @@ def test_conda_gets_the_versions_of_the_lock() -> None:
     assert sorted(rest) == sorted(lock())
 
 
+def test_the_rules_environment_has_what_the_study_needs() -> None:
+    *_, pip = yaml.safe_load((ROOT / "workflow/envs/increlora.yaml").read_text())["dependencies"]
+    study = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["study"]
+    assert pip["pip"] == sorted(line for line in study if not line.startswith("snakemake"))
+
+
 def test_hooks_and_jobs_use_the_locked_tools() -> None:
     """No second version of ruff or mypy: hooks run in the project's environment."""
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]

@@ -286,7 +286,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"training": {"epochs": float("inf")}}, "training.epochs", "finite"),
     ({"training": {"weight_decay": float("nan")}}, "training.weight_decay", "nan"),
     ({"training": {"max_grad_norm": float("inf")}}, "training.max_grad_norm", "finite"),
-    ({"data": {"train_rows": 100_000_000}}, "data.train_rows", "up to 100,000"),
+    *(({"data": {rows: 10**8}}, f"data.{rows}", "up to 100,000") for rows in ("train_rows", "eval_rows", "test_rows")),
     ({"study": "x" * 300}, "study", "..."),
     ({"backbone": {"name": "x$(id)"}}, "backbone.name", "x$(id)"),
     ({"backbone": {"name": "a/../b"}}, "backbone.name", "a/../b"),
@@ -304,6 +304,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         {"grid": {"choose": {"metric": "colla"}, "methods": {}}},
         "grid.choose.metric",
         "allowed: rte, stsb",
+    ),
+    (
+        {"grid": {"choose": {"metric": "stsb"}, "methods": {}}, "artefacts": {"table1": {"tasks": ["rte"]}}},
+        "grid.choose.metric",
+        "'stsb' is no task of Table 1; allowed: rte",
     ),
     (
         {"artefacts": {"table1": {"rows": [{"method": "lora"}]}}},

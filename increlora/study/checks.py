@@ -37,7 +37,8 @@ def check_study(study: Study) -> None:
         _variant(study, name)
     _artefacts(study)
     if study.grid and study.grid.choose.metric != "all":
-        _known("grid.choose.metric", [study.grid.choose.metric], study.tasks)
+        shown = study.artefacts.chosen.table1 or study
+        _among("grid.choose.metric", [study.grid.choose.metric], shown.tasks, "is no task of Table 1")
     for cell in all_cells(study):
         run_settings(study, cell, study.seeds[0])
 
@@ -102,7 +103,7 @@ def _data(study: Study) -> None:
         )
     if data.path is not None and not Path(data.path).is_dir():
         raise ConfigError("data.path", f"got {shortened(data.path)}: no such folder")
-    for name in ("train_rows", "eval_rows"):
+    for name in ("train_rows", "eval_rows", "test_rows"):
         rows = getattr(data, name)
         if data.source == "builtin" and rows is not None and rows > MOST_BUILTIN_ROWS:
             allowed = f"allowed: up to {MOST_BUILTIN_ROWS:,} rows of the built-in corpus"

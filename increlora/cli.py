@@ -35,10 +35,7 @@ MOST_SHOWN = 10
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and options.command is not _train:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -120,10 +117,6 @@ def _run(options: argparse.Namespace) -> int:
     if failed:
         print(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
-
-
-def _train(options: argparse.Namespace) -> None:
-    raise ConfigError("train", "is gone; use `increlora run CONFIG --task ... --method ... --budget ... --seed ...`")
 
 
 def _failures(options: argparse.Namespace) -> None:
@@ -285,7 +278,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--seed", nargs="+", default=(), help="these seeds (the study's)")
     command("failures", _failures, "which runs of a study failed, why, and what to do next", config=True)
-    commands.add_parser("train").set_defaults(command=_train)
 
     pretrain = command("pretrain", _pretrain, "pretrain a study's own backbone", config=True)
     pretrain.add_argument("--settings", metavar="JSON", help="settings, instead of a config")

@@ -226,7 +226,6 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["verify", "{latin1}"], "is not UTF-8 text (byte 9)"),
     (["check", str(SMOKE), "{backbone: {pretrain: null, path: {broken}}}"], "broken/config.json is not JSON"),
     (["check", str(SMOKE), "{backbone: {pretrain: null, path: {list}}}"], "list/config.json must hold a JSON object"),
-    (["train", "--settings", "{}"], "train: is gone; use `increlora run"),
     (["pretrain", str(SMOKE), "{backbone: {pretrain: null}}"], "backbone.pretrain: is not set"),
     (["pretrain", "--settings", "{"], "--settings: is not valid JSON"),
     (["pretrain", "--settings", "[]"], "--settings: must be a JSON object, not list"),

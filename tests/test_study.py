@@ -250,9 +250,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"artefacts": {"figure4": {"tasks": ["cola"]}}}, "artefacts.figure4.tasks", "allowed: rte, stsb"),
     ({"artefacts": {"figure4": {"budgets": [2, 17]}}}, "artefacts.figure4.budgets", "from 1 to 16"),
     ({"artefacts": {"figure6": {"budget": 0}}}, "artefacts.figure6.budget", "got 0"),
-    ({"artefacts": {"growth": {"method": "lora"}}}, "artefacts", "`growth` is called `rank_growth` now"),
     ({"artefacts": {"only": ["table9"]}}, "artefacts.only", "allowed: table1, table2"),
-    ({"execution": {"job": "cell"}}, "execution.job", "use 'run', or 'method'"),
     (
         {
             "artefacts": {

@@ -189,8 +189,6 @@ def test_finished_runs_are_restored_and_then_watched(clone: Path) -> None:
     [
         ("tasks={rtee: {}}", "tasks: 'rtee' is unknown (did you mean 'rte'?)"),
         ("methods={lora: {training: {learning_rat: 1}}}", "did you mean 'learning_rate'"),
-        ("execution={job: cell}", "execution.job: got 'cell': there is no packing by cell any more"),
-        ("artefacts={growth: {task: rte}}", "`growth` is called `rank_growth` now"),
     ],
 )
 def test_a_mistake_is_one_readable_error(bare: Path, change: str, message: str) -> None:

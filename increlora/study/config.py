@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -140,13 +140,6 @@ class Execution(_Block):
     runtime: int = Field(default=120, ge=1)
     """Time limit of one run, in minutes; a job of several runs gets as many times more."""
 
-    @field_validator("job", mode="before")
-    @classmethod
-    def _cells_are_no_jobs(cls, given: Any) -> Any:
-        if given == "cell":
-            raise ValueError("there is no packing by cell any more: use 'run', or 'method' for runs of seconds")
-        return given
-
 
 class Row(_Block):
     """A variant in Table 1, once for each budget."""
@@ -257,13 +250,6 @@ class Artefacts(_Block):
     figure6: Figure6 | None = None
     rank_growth: RankGrowth | None = None
     training: TrainingCurves | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _old_names(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and "growth" in given:
-            raise ValueError("`growth` is called `rank_growth` now")
-        return given
 
     @property
     def chosen(self) -> Artefacts:

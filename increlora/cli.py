@@ -120,7 +120,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _failures(options: argparse.Namespace) -> None:
-    from increlora.study.jobs import command_for, failures
+    from increlora.study.jobs import arguments_of, failures
 
     failed, absent = failures(_study(options))
     if not failed:
@@ -134,7 +134,8 @@ def _failures(options: argparse.Namespace) -> None:
         print(f"  and {len(failed) - MOST_SHOWN} more")
     if absent:
         print(f"{len(absent)} others are not trained yet.")
-    print(f"To repeat the first alone:  {shlex.join(command_for(failed[0].run, options.config))}")
+    again = ["increlora", "run", *options.config, *arguments_of(failed[0].run)]
+    print(f"To repeat the first alone:  {shlex.join(again)}")
     print("To go on with all:          the same snakemake command again; finished runs are kept")
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.glue.tasks import TASKS
-from increlora.study.cells import Cell, all_cells, artefact_cells, kind_of, make_cell, sources
+from increlora.study.cells import Cell, all_cells, artefact_cells, kind_of, make_cell
 from increlora.study.config import Study
 from increlora.study.grid import best, trials
 from increlora.study.inputs import check_inputs
@@ -122,7 +122,7 @@ def test_cells_are_unique_and_include_sources() -> None:
     )
     source, retrained = all_cells(alone)
     assert (source.variant, retrained.variant) == ("increlora", "svd_shuffled"), "the source is trained as well"
-    assert sources(alone, retrained) == (source,)
+    assert run_settings(alone, retrained, 0).source_path() == run_settings(alone, source, 0).record_path()
 
 
 def _only_table3(*rows: str) -> dict[str, Any]:

@@ -105,10 +105,9 @@ def _shown(artefacts: Artefacts) -> dict[str, list[tuple[str, str, int | None]]]
 def all_cells(study: Study) -> tuple[Cell, ...]:
     """The cells of all artefacts in their order, each after those whose final ranks it starts from."""
     shown = dict.fromkeys(cell for cells in artefact_cells(study).values() for cell in cells)
-    return tuple(dict.fromkeys(cell for one in shown for cell in (*sources(study, one), one)))
+    return tuple(dict.fromkeys(cell for one in shown for cell in _with_source(study, one)))
 
 
-def sources(study: Study, cell: Cell) -> tuple[Cell, ...]:
-    """The cells whose records a cell needs before it can be trained: those named by `ranks_from`."""
+def _with_source(study: Study, cell: Cell) -> tuple[Cell, ...]:
     source = ranks_from(study, cell.variant)
-    return (cell._replace(variant=source.method),) if source else ()
+    return (cell._replace(variant=source.method), cell) if source else (cell,)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from increlora.study.cells import Cell, all_cells, artefact_cells, kind_of, sources
+from increlora.study.cells import Cell, all_cells, artefact_cells
 from increlora.study.config import Study
 from increlora.study.load import changes, merge, read_config, typed
-from increlora.study.settings import backbone_path, cell_runs
+from increlora.study.settings import all_runs, backbone_path, cell_runs
 from increlora.training.record import is_finished
 from increlora.training.settings import RunSettings, budget_label
 
@@ -58,27 +58,22 @@ class Job:
 
 def jobs(study: Study) -> dict[str, Job]:
     """Every training job of a study by its name."""
-    chosen: dict[str, tuple[list[RunSettings], list[str]]] = {}
-    needed: dict[str, list[str]] = {}
-    for cell in all_cells(study):
-        kind = kind_of(study, cell.variant)
-        for run in cell_runs(study, [cell]):
-            by_run = ["--task", cell.task, "--method", cell.variant, "--budget", budget_label(cell.budget)]
-            name = run.label if study.execution.job == "run" else kind
-            runs, arguments = chosen.setdefault(name, ([], []))
-            runs.append(run)
-            if study.execution.job == "run":
-                arguments += [*by_run, "--seed", str(run.seed)]
-            elif cell.variant not in arguments:
-                arguments += [cell.variant] if arguments else ["--method", cell.variant]
-            of_seed = [one.record_path() for one in cell_runs(study, sources(study, cell)) if one.seed == run.seed]
-            needed.setdefault(name, []).extend(map(str, of_seed))
+    alone = study.execution.job == "run"
+    packed: dict[str, list[RunSettings]] = {}
+    for run in all_runs(study):
+        packed.setdefault(run.label if alone else run.kind, []).append(run)
     made = {}
-    for name, (runs, arguments) in chosen.items():
-        own = {str(run.record_path()) for run in runs}
-        others = tuple(path for path in dict.fromkeys(needed[name]) if path not in own)
-        made[name] = Job(name, tuple(runs), tuple(arguments), others)
+    for name, runs in packed.items():
+        arguments = arguments_of(runs[0]) if alone else ["--method", *dict.fromkeys(run.method for run in runs)]
+        own = {run.record_path() for run in runs}
+        sources = dict.fromkeys(str(path) for run in runs if (path := run.source_path()) and path not in own)
+        made[name] = Job(name, tuple(runs), tuple(arguments), tuple(sources))
     return made
+
+
+def arguments_of(run: RunSettings) -> list[str]:
+    """Those of ``increlora run`` that choose one run."""
+    return ["--task", run.task, "--method", run.method, "--budget", budget_label(run.budget), "--seed", str(run.seed)]
 
 
 def needs(job: Job, prerequisites: Iterable[str]) -> list[str]:
@@ -165,9 +160,3 @@ def failures(study: Study) -> tuple[list[Failure], list[RunSettings]]:
             else:
                 absent.append(run)
     return failed, absent
-
-
-def command_for(run: RunSettings, config: Sequence[str]) -> list[str]:
-    """The command that trains one run in the terminal."""
-    chosen = ["--task", run.task, "--method", run.method, "--budget", budget_label(run.budget), "--seed", str(run.seed)]
-    return ["increlora", "run", *config, *chosen]

@@ -16,7 +16,7 @@ import torch
 
 from increlora.errors import ConfigError, IncreLoraError, sentence, unknown
 from increlora.glue.tasks import TASKS
-from increlora.study.cells import Cell, all_cells, sources
+from increlora.study.cells import all_cells
 from increlora.study.config import Study
 from increlora.study.settings import all_runs, run_settings
 from increlora.training.job import finish, is_first_process
@@ -77,10 +77,8 @@ def train(
     meter = Meter(study, runs, records_root)
     for settings in runs:
         record, trained = None, False
-        cell = Cell(settings.task, settings.method, settings.budget)
-        source = [run_settings(study, one, settings.seed).record_path(records_root) for one in sources(study, cell)]
         try:
-            record, trained = finish(settings, *source, progress=progress)
+            record, trained = finish(settings, settings.source_path(records_root), progress=progress)
             if is_first_process():
                 write_record(settings.record_path(records_root), record)
         except (IncreLoraError, OSError) as error:

@@ -197,6 +197,11 @@ class RunSettings(Block):
         """Where the run's record lies: ``<root>/<study>/<task>/<method>/<budget>/seed<seed>.json``."""
         return Path(root) / self.study / f"{self.label}.json"
 
+    def source_path(self, root: str | Path = "results/runs") -> Path | None:
+        """Where the record of the run named by `ranks_from` lies."""
+        source = self.ranks_from
+        return self.model_copy(update={"method": source.method}).record_path(root) if source else None
+
 
 def budget_label(budget: int | None) -> str:
     """Name of a budget in paths: the number, or ``all`` for a method without one."""

@@ -141,23 +141,16 @@ def _failures(options: argparse.Namespace) -> None:
 
 def _pretrain(options: argparse.Namespace) -> None:
     from increlora.study.checks import pretrain_settings
-    from increlora.study.mistakes import parsed
     from increlora.study.settings import backbone_path
-    from increlora.training.pretrain_settings import PretrainSettings
 
-    if options.settings:
-        settings, out = parsed(PretrainSettings, _json("--settings", options.settings), "--settings"), options.out
-    else:
-        import torch
+    study = _study(options)
+    settings = pretrain_settings(study)
+    import torch
 
-        study = _study(options)
-        settings, out = pretrain_settings(study), options.out or backbone_path(study.backbone)
-        torch.set_num_threads(study.execution.threads)
-    if out is None:
-        raise ConfigError("--out", "is required together with --settings: the folder to write")
     from increlora.training.pretrain import pretrain
 
-    pretrain(settings, Path(out), progress=not options.quiet)
+    torch.set_num_threads(study.execution.threads)
+    pretrain(settings, Path(options.out or str(backbone_path(study.backbone))), progress=not options.quiet)
 
 
 def _tables(options: argparse.Namespace) -> None:
@@ -235,17 +228,6 @@ def _records(options: argparse.Namespace) -> str:
     return options.records
 
 
-def _json(option: str, text: str) -> dict[str, Any]:
-    """A JSON object given on the command line."""
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(option, f"is not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ConfigError(option, f"must be a JSON object, not {type(content).__name__}")
-    return content
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="increlora", description="IncreLoRA and the study that reproduces its paper.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -281,7 +263,6 @@ def _parser() -> argparse.ArgumentParser:
     command("failures", _failures, "which runs of a study failed, why, and what to do next", config=True)
 
     pretrain = command("pretrain", _pretrain, "pretrain a study's own backbone", config=True)
-    pretrain.add_argument("--settings", metavar="JSON", help="settings, instead of a config")
     pretrain.add_argument("--out", metavar="FOLDER", help="where it goes (default: where the study looks for it)")
 
     tables = command("tables", _tables, "finished runs to tables", config=True, records=True)

@@ -227,13 +227,6 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["check", str(SMOKE), "{backbone: {pretrain: null, path: {broken}}}"], "broken/config.json is not JSON"),
     (["check", str(SMOKE), "{backbone: {pretrain: null, path: {list}}}"], "list/config.json must hold a JSON object"),
     (["pretrain", str(SMOKE), "{backbone: {pretrain: null}}"], "backbone.pretrain: is not set"),
-    (["pretrain", "--settings", "{"], "--settings: is not valid JSON"),
-    (["pretrain", "--settings", "[]"], "--settings: must be a JSON object, not list"),
-    (
-        ["pretrain", "--settings", '{"stepz": 1}', "--out", "x"],
-        "--settings: 'stepz' is unknown (did you mean 'steps'?)",
-    ),
-    (["pretrain", "--settings", "{}"], "--out: is required together with --settings"),
     (["corpus", "{file}"], "a_file"),
     (["corpus", "x", "--seed", "-1"], "--seed.0: got '-1'"),
     (["schema", "--out", "/nowhere/x"], "/nowhere/x: No such file or directory"),

@@ -19,8 +19,8 @@ if BACKBONE:
             mem_mb=EXECUTION.mem_mb,
             runtime=EXECUTION.runtime,
         params:
+            # Snakemake does not compare parameters that take `output`: of those here the settings alone decide.
+            config=lambda wildcards, output: CONFIG,
             settings=lambda wildcards: json.dumps(STUDY.backbone.pretrain, sort_keys=True),
-            folder=subpath(output[0], parent=True),
         shell:
-            "python -m increlora --quiet pretrain --settings {params.settings:q} --out {params.folder:q} "
-            "2>&1 | tee {log:q}"
+            "python -m increlora --quiet pretrain {params.config:q} 2>&1 | tee {log:q}"

@@ -36,15 +36,13 @@ class Trainer(types.ModuleType):
             raise RuntimeError("out of memory")
         return record_on_corpus(settings)
 
-    def discard_checkpoint(self, settings: RunSettings) -> None:
-        pass
-
 
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trainer:
     found = Trainer()
     monkeypatch.setitem(sys.modules, "increlora.training.run", found)
     monkeypatch.setenv("INCRELORA_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("INCRELORA_CHECKPOINTS", str(tmp_path / "checkpoints"))
     return found
 
 

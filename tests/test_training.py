@@ -25,7 +25,7 @@ from increlora.training.batches import collate, epoch_order
 from increlora.training.data import encode
 from increlora.training.device import device_slot
 from increlora.training.record import Record
-from increlora.training.run import _Run, discard_checkpoint
+from increlora.training.run import _Run
 from increlora.training.run import run as run_record
 from increlora.training.settings import RunSettings
 
@@ -259,7 +259,7 @@ def test_killed_process_resumes(tiny_backbone: Path, tmp_path: Path, caplog: pyt
     with caplog.at_level("INFO"):
         resumed = run(chosen, progress=False)
     assert f"resumed at step {reached} of 120" in caplog.text
-    discard_checkpoint(chosen)
+    checkpoints.Checkpoint(chosen.digest).delete()
     whole = run(chosen, progress=False)
     assert resumed["score"] == whole["score"]
     assert resumed["allocation"] == whole["allocation"]

@@ -26,30 +26,24 @@ class Cell(NamedTuple):
         return f"{self.task}/{self.variant}/{budget_label(self.budget)}"
 
 
-def lineage(study: Study, name: str) -> tuple[Variant, ...]:
-    """A variant and those that it extends, the most basic first.
+def lineage(study: Study, name: str) -> dict[str, Variant]:
+    """A variant and those that it extends, by name, the most basic first.
 
     Raises:
         ConfigError: there is no such variant.
     """
     if name not in study.methods:
         raise unknown("method", name, study.methods)
-    found = [study.methods[name]]
-    while parent := found[0].extends:
-        found.insert(0, study.methods[parent])
-    return tuple(found)
+    variant = study.methods[name]
+    older = lineage(study, variant.extends) if variant.extends else {}
+    return {**older, name: variant}
 
 
 def kind_of(study: Study, name: str) -> str:
     """Registry name of a variant's method: its own `kind`, its ancestors', or the name of the first of them."""
-    kinds = [variant.kind for variant in lineage(study, name) if variant.kind]
-    return kinds[-1] if kinds else origin(study, name)
-
-
-def origin(study: Study, name: str) -> str:
-    """The variant at the root of a variant's `extends`."""
-    parent = study.methods[name].extends
-    return origin(study, parent) if parent else name
+    family = lineage(study, name)
+    kinds = [variant.kind for variant in family.values() if variant.kind]
+    return kinds[-1] if kinds else next(iter(family))
 
 
 def method_of(study: Study, name: str) -> Method:
@@ -59,7 +53,7 @@ def method_of(study: Study, name: str) -> Method:
 
 def ranks_from(study: Study, name: str) -> RanksFrom | None:
     """What a variant retrains from, if it does."""
-    given = [variant.ranks_from for variant in lineage(study, name) if variant.ranks_from]
+    given = [variant.ranks_from for variant in lineage(study, name).values() if variant.ranks_from]
     return given[-1] if given else None
 
 

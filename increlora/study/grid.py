@@ -63,9 +63,7 @@ def with_trials(study: Study) -> Study:
     artefacts = study.artefacts
     if table := artefacts.table1:
         rows = [
-            Row(method=name, budgets=row.budgets)
-            for row in table.rows
-            for name in [trial.name for trial in trials(study, row.method)]
+            Row(method=trial.name, budgets=row.budgets) for row in table.rows for trial in trials(study, row.method)
         ]
         artefacts = artefacts.model_copy(update={"table1": table.model_copy(update={"rows": tuple(rows)})})
     return study.model_copy(update={"methods": methods, "artefacts": artefacts})

@@ -113,7 +113,7 @@ def plan(study: Study, speeds: Speeds | None = None) -> list[PlanRow]:
                 artefacts=" ".join(name for name, members in shown.items() if set(members) & set(own)),
                 tasks=len(own),
                 runs=len(runs),
-                steps=sum(run.training.steps(run.data.rows(TASKS[run.task])[0]).total for run in runs),
+                steps=sum(run.work()[0] for run in runs),
                 parameters=count(kind, budget, config, options=options, target_modules=modules).trainable,
                 hours=sum(
                     speeds.seconds(run) if speeds and measured else estimate_seconds(run, size, machine) for run in runs

@@ -72,7 +72,7 @@ def _drawn(data: Data, seed: int) -> Data:
 
 
 def _layers(study: Study, cell: Cell) -> Iterator[Overrides]:
-    for layer in lineage(study, cell.variant):
+    for layer in lineage(study, cell.variant).values():
         yield layer
         if cell.budget in layer.budgets:
             yield layer.budgets[cell.budget]

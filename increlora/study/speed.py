@@ -78,9 +78,12 @@ def measure(study: Study, progress: bool = True) -> Iterator[SpeedRow]:
     The process keeps the study's number of threads.
     """
     torch.set_num_threads(study.execution.threads)
-    runs = {_key(run): run for run in reversed(all_runs(study)) if run.ranks_from is None}
+    runs: dict[_Key, RunSettings] = {}
+    for run in all_runs(study):
+        if run.ranks_from is None:
+            runs.setdefault(_key(run), run)
     machine = _machine()
-    for key, run in tqdm(reversed(runs.items()), total=len(runs), disable=None if progress else True, unit="run"):
+    for key, run in tqdm(runs.items(), disable=None if progress else True, unit="run"):
         training = run.training.model_copy(update={"max_steps": run.work()[0]})
         rows = {
             "train_rows": min(TRAIN_ROWS, run.data.train_rows or TRAIN_ROWS),

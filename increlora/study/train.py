@@ -38,14 +38,14 @@ def choose(
     Raises:
         ConfigError: a name is not there, or no run has all that is given.
     """
-    cells = all_cells(study)
+    cells = every = all_cells(study)
     parts = {
         "task": (tasks, lambda cell: cell.task),
         "method": (variants, lambda cell: cell.variant),
         "budget": (budgets, lambda cell: budget_label(cell.budget)),
     }
     for name, (wanted, part) in parts.items():
-        known = sorted({part(cell) for cell in all_cells(study)}, key=lambda label: (len(label), label))
+        known = sorted({part(cell) for cell in every}, key=lambda label: (len(label), label))
         for value in wanted:
             if value not in known:
                 raise unknown(f"--{name}", value, known)

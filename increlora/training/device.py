@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import platform
@@ -53,15 +52,16 @@ def device_slot(folder: Path = Path(".increlora/slots")) -> Iterator[torch.devic
 
 
 def _wait_for_slot(slots: list[tuple[int, FileLock]]) -> tuple[int, FileLock]:
-    for attempt in itertools.count():
+    waiting = False
+    while True:
         for gpu, lock in slots:
             with contextlib.suppress(Timeout):
                 lock.acquire(timeout=0)
                 return gpu, lock
-        if attempt == 0:
+        if not waiting:
             logger.info("all %d GPU slots are taken; waiting", len(slots))
+            waiting = True
         time.sleep(1.0)
-    raise AssertionError
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:

@@ -39,7 +39,8 @@ def finish(
             _check_content(settings, record)
             logger.debug("%s: restored from %s", settings.label, store.path(settings.digest))
             return portable(record), False
-        from increlora.training.run import discard_checkpoint, run
+        from increlora.training.checkpoint import Checkpoint
+        from increlora.training.run import run
 
         logger.debug("%s: training (digest %s)", settings.label, settings.digest)
         _need_backbone(settings.backbone, progress=progress)
@@ -48,7 +49,7 @@ def finish(
         record = portable(run(settings, ranks=ranks, progress=progress, tensorboard=tensorboard))
         if is_first_process():
             store.put(record)
-            discard_checkpoint(settings)
+            Checkpoint(settings.digest).delete()
         return record, True
 
 

@@ -1,4 +1,4 @@
-"""Where a record comes from: versions, commit, machine."""
+"""Where a record comes from: versions and commit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 PACKAGES = ("increlora", "torch", "transformers", "peft", "datasets", "evaluate", "numpy")
 
@@ -42,9 +41,3 @@ def commit() -> tuple[str | None, bool | None]:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-
-def provenance(**parts: Any) -> dict[str, Any]:
-    """The record's `provenance` block."""
-    head, dirty = commit()
-    return {"versions": versions(), "commit": head, "dirty": dirty, **parts}

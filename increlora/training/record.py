@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     StringConstraints,
@@ -31,6 +30,7 @@ from pydantic import (
 from increlora.errors import IncreLoraError
 from increlora.files import is_abandoned, whole_file
 from increlora.glue.tasks import TASKS, Task
+from increlora.model import Block
 from increlora.training.settings import RunSettings
 
 TOLERANCE = 1e-4
@@ -47,7 +47,7 @@ class RecordError(IncreLoraError, ValueError):
 
 
 class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = Block.model_config
 
 
 class Run(_Block):

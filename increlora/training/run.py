@@ -40,7 +40,7 @@ from increlora.training.deberta import slice_relative_positions
 from increlora.training.device import ProcessGroup, autocast, device_slot
 from increlora.training.interrupt import Interrupt, noting_sigterm
 from increlora.training.memory import MIB, LiveTensors, resident_tensors
-from increlora.training.provenance import provenance
+from increlora.training.provenance import commit, versions
 from increlora.training.record import Record
 from increlora.training.settings import RunSettings
 
@@ -62,7 +62,7 @@ class Progress:
         best: position in `history` of the best score.
         best_weights: those of that evaluation, where there is a test split to show it on.
         constant: whether every prediction of the best evaluation is the same.
-        orthogonality: ``{"step", "A", "B"}`` over training, for low-rank methods.
+        orthogonality: the step and `Adaptation.orthogonality` over training, for low-rank methods.
         losses: training losses since the last evaluation.
         seconds: training time of earlier sessions of this run.
         step_seconds: time of every optimizer step.
@@ -105,7 +105,7 @@ def run(
         tensorboard: folder for TensorBoard event files.
 
     Returns:
-        The record. The caller stores it and then calls :func:`discard_checkpoint`.
+        The record. The caller stores it and then deletes the checkpoint.
 
     Raises:
         IncreLoraError: settings or data are wrong; nothing was trained.
@@ -132,11 +132,6 @@ def measure_speed(settings: RunSettings, steps: int = 10) -> Speed:
     """
     with device_slot() as device:
         return _Run(settings, None, device, progress=False, checkpoint_seconds=math.inf, tensorboard=None).speed(steps)
-
-
-def discard_checkpoint(settings: RunSettings) -> None:
-    """Delete the checkpoint of a run whose record is safe."""
-    Checkpoint(settings.digest).delete()
 
 
 class _Run:
@@ -480,6 +475,7 @@ class _Run:
             progress.status = "collapsed"
             progress.reason = "every prediction of the best checkpoint is the same"
         names = ("study", "task", "method", "kind", "budget", "seed", "digest", "protocol")
+        head, dirty = commit()
         return Record.model_validate(
             {
                 "run": {
@@ -499,21 +495,24 @@ class _Run:
                 "parameters": parameters,
                 "cost": cost,
                 "allocation": allocation,
-                "provenance": provenance(
-                    data={
+                "provenance": {
+                    "versions": versions(),
+                    "commit": head,
+                    "dirty": dirty,
+                    "data": {
                         "source": settings.data.source,
                         "revision": self.data.source.revision,
                         "fingerprint": self.data.source.fingerprint,
                         "rows": self._rows(),
                     },
-                    backbone={
+                    "backbone": {
                         "name": settings.backbone.name,
                         "revision": backbones.revision(settings.backbone),
                         "fingerprint": backbones.fingerprint(settings.backbone),
                     },
-                    started=self.started,
-                    finished=_now(),
-                ),
+                    "started": self.started,
+                    "finished": _now(),
+                },
             }
         )
 

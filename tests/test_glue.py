@@ -130,14 +130,6 @@ def pairs(*parts: Examples) -> set[tuple[str, ...]]:
     return {row for part in parts for row in zip(*part.texts, strict=True)}
 
 
-@pytest.mark.parametrize("task", ["rte", "mnli"])
-def test_training_evaluation_and_test_share_no_example(task: str) -> None:
-    data = load_task(task, source="builtin", test_rows=400)
-    train, evaluation, test = pairs(data.train), pairs(*data.evaluation.values()), pairs(*data.test.values())
-    assert not train & evaluation and not train & test
-    assert all(not pairs(data.test[split]) & pairs(data.evaluation[split]) for split in data.test)
-
-
 def test_every_draw_of_the_corpus_is_another_one() -> None:
     draws = [
         load_task("rte", source="builtin", seed=seed, train_rows=50, eval_rows=50, test_rows=50) for seed in (0, 1)

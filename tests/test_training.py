@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from increlora.errors import ConfigError, IncreLoraError
+from increlora.errors import ConfigError
 from increlora.glue.tasks import TASKS, Task
 from increlora.training import checkpoint as checkpoints
 from increlora.training import run as run_module
@@ -466,26 +466,6 @@ def test_impossible_budget_stops_before_training(tiny_backbone: Path) -> None:
         run(settings(tiny_backbone, "lora", 17, {}), progress=False)
     with pytest.raises(ConfigError, match="top_h"):
         run(settings(tiny_backbone, "increlora", 8, {"deltaT": 3, "top_h": 1}), progress=False)
-
-
-def test_bad_data_names_split_row_and_column(tmp_path: Path) -> None:
-    import datasets
-
-    from increlora.glue.loading import load_task
-
-    folder = tmp_path / "glue"
-    (folder / "rte").mkdir(parents=True)
-    rows = {"sentence1": ["a", "b"], "sentence2": ["c", ""], "label": [0, 1], "idx": [0, 1]}
-    for split in ("train", "validation"):
-        datasets.Dataset.from_dict(rows).to_parquet(folder / "rte" / f"{split}.parquet")
-    (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: rte\n  data_files:\n  - split: train\n    path: rte/train.parquet\n"
-        "  - split: validation\n    path: rte/validation.parquet\n---\n"
-    )
-    with pytest.raises(IncreLoraError, match="split train, row 1: sentence2"):
-        load_task("rte", source="local", path=str(folder))
-    with pytest.raises(IncreLoraError, match="could not be loaded"):
-        load_task("cola", source="local", path=str(folder))
 
 
 def test_batches_cover_every_example_once_and_repeat() -> None:

@@ -184,18 +184,11 @@ def test_finished_runs_are_restored_and_then_watched(clone: Path) -> None:
     assert jobs(clone, "config/smoke.yaml", more=("--config", "seeds=[0, 1, 2]"))["train"] == RUNS // 2
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("tasks={rtee: {}}", "tasks: 'rtee' is unknown (did you mean 'rte'?)"),
-        ("methods={lora: {training: {learning_rat: 1}}}", "did you mean 'learning_rate'"),
-    ],
-)
-def test_a_mistake_is_one_readable_error(bare: Path, change: str, message: str) -> None:
-    done = snakemake(bare, "--configfile", "config/smoke.yaml", "--config", change)
+def test_a_mistake_is_one_readable_error(bare: Path) -> None:
+    done = snakemake(bare, "--configfile", "config/smoke.yaml", "--config", "tasks={rtee: {}}")
     assert done.returncode == 1
     text = done.stdout + done.stderr
-    assert text.count(message) == 1
+    assert text.count("tasks: 'rtee' is unknown (did you mean 'rte'?)") == 1
     assert "Traceback" not in text
     assert not (bare / "results").exists()
 

@@ -187,14 +187,13 @@ def test_more_rows_than_the_grammar_gives(monkeypatch):
         corpus.generate("sst2", train_rows=10**6)
 
 
-def test_the_folder_loads_with_datasets(tmp_path, monkeypatch):
+def test_the_folder_loads_with_datasets(glue_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
-    corpus.write_folder(tmp_path / "glue", seed=0)
-    loaded = datasets.load_dataset(str(tmp_path / "glue"), "rte", cache_dir=str(tmp_path / "cache"))
+    loaded = datasets.load_dataset(str(glue_folder), "rte", cache_dir=str(tmp_path / "cache"))
     expected = corpus.generate("rte")
     assert {name: len(rows) for name, rows in loaded.items()} == {name: len(rows) for name, rows in expected.items()}
     assert loaded["train"][3] == expected["train"][3]
     assert loaded["train"].features["label"].names == ["entailment", "not_entailment"]
     with pytest.raises(FileExistsError, match="exists"):
-        corpus.write_folder(tmp_path / "glue", seed=0)
+        corpus.write_folder(glue_folder, seed=0)

@@ -30,9 +30,15 @@ def lock() -> list[str]:
 def environment(python: str) -> dict[str, str]:
     """Where markers are evaluated: CPython on Linux."""
     return {
-        **{"python_version": python, "python_full_version": f"{python}.1", "implementation_name": "cpython"},
-        **{"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"},
-        **{"platform_python_implementation": "CPython", "extra": ""},
+        "python_version": python,
+        "python_full_version": f"{python}.1",
+        "implementation_name": "cpython",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "os_name": "posix",
+        "platform_machine": "x86_64",
+        "platform_python_implementation": "CPython",
+        "extra": "",
     }
 
 

@@ -172,10 +172,8 @@ def clone(folder: Path) -> Path:
 
 
 def until(rule: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "snakemake", "--cores", "1", "--until", rule),
-        *("--configfile", "config/smoke.yaml", "one.yaml"),
-    ]
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--until", rule]
+    return [*command, "--configfile", "config/smoke.yaml", "one.yaml"]
 
 
 def ask(command: list[str], folder: Path, **variables: str) -> tuple[int, str]:

@@ -304,8 +304,10 @@ def test_no_string_of_a_config_reaches_a_shell(bare: Path, tmp_path: Path) -> No
     (folder / f"model {name}/config.json").write_text('{"model_type": "bert", "hidden_size": 16}')
     accepted = {
         "backbone": {
-            **{"pretrain": None, "path": f"model {name}"},
-            **{"revision": f"{evil}\ntouch X", "target_modules": re.escape(evil)},
+            "pretrain": None,
+            "path": f"model {name}",
+            "revision": f"{evil}\ntouch X",
+            "target_modules": re.escape(evil),
         },
         "data": {"source": "local", "path": f"data\n{name}", "name": f"{evil}\ntouch X"},
         "methods": {"lora": {"title": evil[:80]}},

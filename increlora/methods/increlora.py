@@ -37,8 +37,16 @@ if TYPE_CHECKING:
     from increlora.tuner import IncreLoraConfig
 
 _SET_BY_THE_STUDY = {
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
-    *("target_r", "rank_pattern", "total_step", "bias", "target_parameters"),
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+    "target_r",
+    "rank_pattern",
+    "total_step",
+    "bias",
+    "target_parameters",
 }
 """Fields of `IncreLoraConfig` that follow from other parts of a study's config."""
 
@@ -52,7 +60,8 @@ class TunerOptions(Options):
     """The paper's equations, or what the authors' code computes."""
 
     spelled_out: ClassVar[dict[str, Any]] = {
-        **{"lora_alpha": 16, "lora_dropout": 0.0},
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
         **dict.fromkeys(("scaling", "orth_reg_weight", "orth_reg", "init_std")),
     }
     """Fields that a run's settings spell out even where the config does not set them.
@@ -105,7 +114,9 @@ class IncreLoraOptions(TunerOptions):
         **TunerOptions.spelled_out,
         **dict.fromkeys(("init_r", "tinit", "deltaT", "top_h", "growth_end", "ranks_per_event")),
         **dict.fromkeys(("beta1", "beta2", "score_reduction", "score_window", "reserve_lambda")),
-        **{"advance_learning": True, "restart_warmup": True, "allow_overshoot": False},
+        "advance_learning": True,
+        "restart_warmup": True,
+        "allow_overshoot": False,
     }
 
     @classmethod

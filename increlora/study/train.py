@@ -123,10 +123,8 @@ class Meter:
         now = self.total - len(self.before) + made
         here = _left(seconds, self.done - self.restored, self.here - self.done)
         whole = _left(seconds, made - self.restored, self.total - now)
-        log.info(
-            *("%s  %s  (%d of %d here%s; study %s: %d of %d%s)", settings.label, score, self.done, self.here, here),
-            *(self.study, now, self.total, whole),
-        )
+        place = f"{self.done} of {self.here} here{here}; study {self.study}: {now} of {self.total}{whole}"
+        log.info("%s  %s  (%s)", settings.label, score, place)
 
 
 def _written(path: Path) -> int | None:

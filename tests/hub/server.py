@@ -181,8 +181,17 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "revision":
             self._json(
                 {
-                    **{"id": name, "_id": "0" * 24, "sha": commit, "private": False, "gated": False, "disabled": False},
-                    **{"tags": [], "downloads": 0, "likes": 0, "lastModified": _DATE, "createdAt": _DATE},
+                    "id": name,
+                    "_id": "0" * 24,
+                    "sha": commit,
+                    "private": False,
+                    "gated": False,
+                    "disabled": False,
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                    "lastModified": _DATE,
+                    "createdAt": _DATE,
                     "siblings": [{"rfilename": file} for file in files],
                 }
             )

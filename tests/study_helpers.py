@@ -83,7 +83,7 @@ def _guess(name: str, score: float, rows: int) -> tuple[float, ...]:
 
 def record_on_corpus(settings: RunSettings) -> Record:
     """A `fake_record` that `verify` has nothing against: on the labels of the built-in corpus."""
-    data = load_task(settings.task, **settings.data.model_dump())
+    data = load_task(settings.task, settings.data)
     labels = {split: examples.labels for split, examples in data.evaluation.items()}
     rows = {split: len(gold) for split, gold in labels.items()}
     origin = {"source": "builtin", "revision": None, "fingerprint": data.fingerprint, "rows": rows}

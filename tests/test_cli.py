@@ -268,7 +268,7 @@ def test_a_finished_run_is_not_that_of_other_local_data(
 
     local = {"source": "local", "path": str(glue_folder)}
     settings = run_settings(load_study(SMOKE, {"data": local}), Cell("rte", "lora", 2), 0)
-    content = load_task("rte", **settings.data.model_dump()).fingerprint
+    content = load_task("rte", settings.data).fingerprint
     arguments = ["run", str(SMOKE), json.dumps({"data": local}), "--task", "rte", "--method", "lora", "--budget", "2"]
     for fingerprint, code in ((content, 0), ("0" * 16, 1)):
         data = fake_record(settings).provenance.data.model_dump() | {"fingerprint": fingerprint}

@@ -13,6 +13,7 @@ from scipy import stats
 
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.glue import metrics
+from increlora.glue.data import Data
 from increlora.glue.loading import Examples, TaskData, load_task
 from increlora.glue.tasks import TASKS
 
@@ -77,11 +78,11 @@ def test_a_ninth_task_is_an_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     wnli = replace(TASKS["rte"], name="wnli", title="WNLI", labels=("no", "yes"), in_all=False, generator=None)
     monkeypatch.setitem(TASKS, "wnli", wnli)
     write_pairs(tmp_path, "wnli", ["a", "b"])
-    assert len(load_task("wnli", source="local", path=str(tmp_path)).train) == 2
+    assert len(load_task("wnli", Data(source="local", path=str(tmp_path))).train) == 2
     assert metrics.recompute("wnli", {"validation": [1, 1]}, {"validation": [0, 1]}) == {"accuracy": 0.5}
     assert [name for name, task in TASKS.items() if task.in_all] == PAPER
     with pytest.raises(ConfigError, match="wnli' is not in the built-in corpus"):
-        load_task("wnli", source="builtin")
+        load_task("wnli", Data(source="builtin"))
 
 
 def test_constant_predictions() -> None:
@@ -119,8 +120,8 @@ def test_baseline_is_the_best_constant() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_builtin_corpus_loads_like_a_folder_of_parquet_files(task: str, glue_folder: Path) -> None:
     limits = {"train_rows": 40, "eval_rows": 20, "test_rows": 30}
-    built = load_task(task, source="builtin", **limits)
-    read = load_task(task, source="local", path=str(glue_folder), **limits)
+    built = load_task(task, Data(source="builtin", **limits))
+    read = load_task(task, Data(source="local", path=str(glue_folder), **limits))
     assert read.train.texts == built.train.texts
     assert read.train.labels == pytest.approx(built.train.labels)  # GLUE keeps STS-B's scores as float32
     assert tuple(read.evaluation) == tuple(built.evaluation) == tuple(built.test) == TASKS[task].eval_splits
@@ -136,13 +137,14 @@ def pairs(*parts: Examples) -> set[tuple[str, ...]]:
 
 def test_every_draw_of_the_corpus_is_another_one() -> None:
     draws = [
-        load_task("rte", source="builtin", seed=seed, train_rows=50, eval_rows=50, test_rows=50) for seed in (0, 1)
+        load_task("rte", Data(source="builtin", seed=seed, train_rows=50, eval_rows=50, test_rows=50))
+        for seed in (0, 1)
     ]
     assert draws[0].fingerprint != draws[1].fingerprint
     for part in ("evaluation", "test"):
         first, second = (pairs(getattr(data, part)["validation"]) for data in draws)
         assert len(first & second) < 5
-    again = load_task("rte", source="builtin", train_rows=50, eval_rows=50, test_rows=50)
+    again = load_task("rte", Data(source="builtin", train_rows=50, eval_rows=50, test_rows=50))
     assert again.fingerprint == draws[0].fingerprint, "0 where none is given"
 
 
@@ -153,7 +155,7 @@ def test_the_held_out_fifth_is_never_trained_on(task: str, source: str, glue_fol
 
     def load(**limits: int) -> TaskData:
         place = {"path": str(glue_folder)} if source == "local" else {}
-        return load_task(task, source=source, evaluate_on="held_out", **place, **limits)
+        return load_task(task, Data(source=source, evaluate_on="held_out", **place, **limits))
 
     whole = load()
     splits = TASKS[task].eval_splits
@@ -163,7 +165,7 @@ def test_the_held_out_fifth_is_never_trained_on(task: str, source: str, glue_fol
     held = pairs(*whole.evaluation.values())
     assert len(held) + len(pairs(whole.train)) == 1200, "nothing twice, and nothing lost"
     if source == "builtin":
-        assert held | pairs(whole.train) == pairs(load_task(task, source="builtin").train)
+        assert held | pairs(whole.train) == pairs(load_task(task, Data(source="builtin")).train)
     for limits in ({"train_rows": 400}, {"eval_rows": 17}, {"train_rows": 701, "eval_rows": 40}):
         data = load(**limits)
         assert pairs(*data.evaluation.values()) <= held
@@ -175,14 +177,14 @@ def test_the_held_out_fifth_is_never_trained_on(task: str, source: str, glue_fol
 
 def test_too_few_rows_to_hold_a_fifth_out() -> None:
     with pytest.raises(IncreLoraError, match="data of mnli: 9 training examples are too few to hold a fifth out"):
-        load_task("mnli", source="builtin", evaluate_on="held_out", train_rows=9)
+        load_task("mnli", Data(source="builtin", evaluate_on="held_out", train_rows=9))
 
 
 def test_a_folder_is_read_as_it_is_now(tmp_path: Path) -> None:
     found = []
     for firsts in (["a", "b"], ["b", "a"]):
         write_pairs(tmp_path, "rte", firsts)
-        found.append(load_task("rte", source="local", path=str(tmp_path)).fingerprint)
+        found.append(load_task("rte", Data(source="local", path=str(tmp_path))).fingerprint)
     assert found[0] != found[1]
 
 
@@ -198,7 +200,7 @@ def test_hub_name_is_resolved_like_a_folder(glue_folder: Path, monkeypatch: pyte
         return load(str(glue_folder), config)
 
     monkeypatch.setattr(datasets, "load_dataset", from_hub)
-    data = load_task("rte", source="hub", name="nyu-mll/glue", revision="v1", train_rows=5, eval_rows=5)
+    data = load_task("rte", Data(source="hub", name="nyu-mll/glue", revision="v1", train_rows=5, eval_rows=5))
     assert asked == [("nyu-mll/glue", "rte", "v1")]
     assert len(data.train) == 5
 
@@ -217,15 +219,15 @@ def test_bad_rows_are_named(row: dict[str, Any], message: str, monkeypatch: pyte
     rows = {"train": [good, {**good, **row}], "validation": [good]}
     monkeypatch.setattr("increlora.glue.corpus.generate", lambda *_, **__: rows)
     with pytest.raises(IncreLoraError, match=message):
-        load_task("rte", source="builtin")
+        load_task("rte", Data(source="builtin"))
 
 
 def test_missing_column_and_split_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     good = {"sentence1": "a", "sentence2": "b", "label": 0}
     monkeypatch.setattr("increlora.glue.corpus.generate", lambda *_, **__: {"train": [good]})
     with pytest.raises(IncreLoraError, match="split 'validation' is missing"):
-        load_task("rte", source="builtin")
+        load_task("rte", Data(source="builtin"))
     short = {"sentence1": "a", "label": 0}
     monkeypatch.setattr("increlora.glue.corpus.generate", lambda *_, **__: {"train": [short], "validation": [short]})
     with pytest.raises(IncreLoraError, match="column 'sentence2' is missing"):
-        load_task("rte", source="builtin")
+        load_task("rte", Data(source="builtin"))

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from increlora.errors import ConfigError
+from increlora.glue.data import Data
 from increlora.study.cells import Cell
 from increlora.study.load import load_study
 from increlora.study.settings import run_settings
 from increlora.training import job
 from increlora.training.record import RecordError, read_record, write_record
-from increlora.training.settings import Data, RunSettings
+from increlora.training.settings import RunSettings
 from increlora.training.store import Store
 from tests.study_helpers import ROOT, SMOKE, fake_record
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from increlora import hub
 from increlora.errors import ConfigError, IncreLoraError
+from increlora.glue.data import Data
 from increlora.glue.tasks import TASKS, Task
 
 
@@ -52,71 +53,51 @@ class TaskData:
     revision: str | None = None
 
 
-def load_task(
-    task: str,
-    *,
-    source: str,
-    name: str = "nyu-mll/glue",
-    path: str | None = None,
-    revision: str | None = None,
-    train_rows: int | None = None,
-    eval_rows: int | None = None,
-    test_rows: int | None = None,
-    evaluate_on: str = "validation",
-    seed: int | None = None,
-) -> TaskData:
+def load_task(task: str, data: Data) -> TaskData:
     """Load one task and check every example.
-
-    Args:
-        task: name of the task.
-        source: ``builtin``, ``hub`` or ``local``.
-        name: Hub data set for ``hub``.
-        path: folder for ``local``.
-        revision: branch, tag or commit for ``hub``.
-        train_rows: use the first so many training examples.
-        eval_rows: use the first so many of each evaluation split.
-        test_rows: use the first so many of each test split.
-        evaluate_on: ``validation``, or ``held_out`` for a fifth of the training split, which is then not trained on.
-        seed: of the built-in generator.
 
     Raises:
         IncreLoraError: a split, a column or a label is missing or wrong; the message names it.
     """
     spec = TASKS[task]
-    if source == "builtin":
+    if data.source == "builtin":
         from increlora.glue.corpus import generate
 
         try:
-            splits = generate(task, seed=seed or 0, train_rows=train_rows, eval_rows=eval_rows, test_rows=test_rows)
+            splits = generate(
+                task,
+                seed=data.seed or 0,
+                train_rows=data.train_rows,
+                eval_rows=data.eval_rows,
+                test_rows=data.test_rows,
+            )
         except ValueError as error:
             raise ConfigError("data", str(error)) from None
-        return _task_data(spec, splits, train_rows, eval_rows, evaluate_on)
-    where = name if source == "hub" else str(path)
+        return _task_data(spec, splits, data)
+    where = data.name if data.source == "hub" else str(data.path)
     try:
-        return _task_data(spec, _load_dataset(task, where, revision), train_rows, eval_rows, evaluate_on)
+        return _task_data(spec, _load_dataset(task, where, data.revision), data)
     except IncreLoraError:
         raise
     except Exception as error:  # `datasets` raises errors of many types, some only while rows are read
-        if source == "hub":
-            raise hub.unavailable("data", name, error, f"the data of {task} in ") from error
+        if data.source == "hub":
+            raise hub.unavailable("data", where, error, f"the data of {task} in ") from error
         reason = " ".join(str(error).split())
         raise IncreLoraError(
             f"data of {task}: {where} could not be loaded ({type(error).__name__}: {reason})"
         ) from error
 
 
-def _task_data(
-    spec: Task, splits: Mapping[str, Any], train_rows: int | None, eval_rows: int | None, evaluate_on: str
-) -> TaskData:
+def _task_data(spec: Task, splits: Mapping[str, Any], data: Data) -> TaskData:
     missing = [split for split in ("train", *spec.eval_splits) if split not in splits]
     if missing:
         raise IncreLoraError(f"data of {spec.name}: split {missing[0]!r} is missing; there are {', '.join(splits)}")
     test: dict[str, Examples] = {}
-    if evaluate_on == "held_out":
-        train, evaluation = _hold_out(spec, _examples(spec, "train", splits["train"], None), train_rows, eval_rows)
+    if data.evaluate_on == "held_out":
+        train, evaluation = _hold_out(spec, _examples(spec, "train", splits["train"], None), data)
     else:
-        train = _examples(spec, "train", splits["train"], train_rows)
-        evaluation = {split: _examples(spec, split, splits[split], eval_rows) for split in spec.eval_splits}
+        train = _examples(spec, "train", splits["train"], data.train_rows)
+        evaluation = {split: _examples(spec, split, splits[split], data.eval_rows) for split in spec.eval_splits}
         if isinstance(splits["train"], list):  # generated; the labels of GLUE's own test splits are not public
             pairs = zip(spec.eval_splits, spec.test_splits, strict=True)
             test = {split: _examples(spec, name, splits[name], None) for split, name in pairs}
@@ -124,9 +105,7 @@ def _task_data(
     return TaskData(spec, train, evaluation, test, fingerprint, _commit(splits["train"]))
 
 
-def _hold_out(
-    spec: Task, train: Examples, train_rows: int | None, eval_rows: int | None
-) -> tuple[Examples, dict[str, Examples]]:
+def _hold_out(spec: Task, train: Examples, data: Data) -> tuple[Examples, dict[str, Examples]]:
     """A training split without a fifth of its rows, always the same, and that fifth shared among the evaluation splits.
 
     Of every five rows one is held out, so that no limit, not even one on the rows that are generated, brings it into
@@ -135,10 +114,10 @@ def _hold_out(
     rng = random.Random(f"{spec.name}/held_out")
     held = [first + rng.randrange(5) for first in range(0, len(train) - 4, 5)]
     rest = sorted(set(range(len(train))) - set(held))
-    parts = {name: held[at :: len(spec.eval_splits)][:eval_rows] for at, name in enumerate(spec.eval_splits)}
+    parts = {name: held[at :: len(spec.eval_splits)][: data.eval_rows] for at, name in enumerate(spec.eval_splits)}
     if not all(parts.values()):
         raise IncreLoraError(f"data of {spec.name}: {len(train)} training examples are too few to hold a fifth out")
-    return train.select(rest[:train_rows]), {name: train.select(rows) for name, rows in parts.items()}
+    return train.select(rest[: data.train_rows]), {name: train.select(rows) for name, rows in parts.items()}
 
 
 def _commit(rows: Any) -> str | None:

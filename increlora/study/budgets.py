@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from increlora.errors import ConfigError
+from increlora.glue.data import Data
 from increlora.glue.loading import load_task
 from increlora.glue.tasks import TASKS
 from increlora.methods.base import target_shapes
@@ -24,7 +25,7 @@ from increlora.study.config import Study
 from increlora.study.settings import run_settings
 from increlora.training.backbone import load_config
 from increlora.training.pretrain import backbone_config
-from increlora.training.settings import Data, RunSettings
+from increlora.training.settings import RunSettings
 
 
 def check_budgets(study: Study, config: PretrainedConfig | None = None) -> None:
@@ -59,7 +60,7 @@ def check_budgets(study: Study, config: PretrainedConfig | None = None) -> None:
 def _train_rows(task: str, data: Data) -> int:
     """Training rows: of a local folder those that are there, otherwise as far as the config tells."""
     if data.source == "local":
-        return len(load_task(task, **data.model_dump()).train)
+        return len(load_task(task, data).train)
     return data.rows(TASKS[task])[0]
 
 

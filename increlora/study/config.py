@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from increlora.glue.data import Data, Seed
 from increlora.model import Block
 from increlora.training.record import Checkpoint
-from increlora.training.settings import Backbone, Data, RanksFrom, Seed, Training
+from increlora.training.settings import Backbone, RanksFrom, Training
 
 T = TypeVar("T", bound=Sequence[Any])
 

@@ -40,7 +40,7 @@ def check_inputs(study: Study, *, here: bool = True) -> None:
         _check_backbone(study, here=here)
     if study.data.source == "hub":
         for task in dict.fromkeys(cell.task for cell in all_cells(study)):
-            load_task(task, **study.data.model_dump())
+            load_task(task, study.data)
 
 
 def _check_backbone(study: Study, *, here: bool) -> None:

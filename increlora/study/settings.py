@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from increlora.glue.data import Data
 from increlora.methods.registry import validate_options
 from increlora.study.cells import Cell, all_cells, kind_of, lineage, ranks_from
 from increlora.study.config import Overrides, Study
 from increlora.study.mistakes import parsed
-from increlora.training.settings import Backbone, Data, RunSettings, Training
+from increlora.training.settings import Backbone, RunSettings, Training
 
 _STRONGER = {"warmup_ratio": "warmup_steps", "epochs": "max_steps"}
 """Fields of `Training` that are overruled by another one whenever that is set."""

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from increlora.glue.data import Data
 from increlora.study.config import Study
 from increlora.study.settings import all_runs
 from increlora.training.record import Record, State, state
-from increlora.training.settings import Data, RunSettings
+from increlora.training.settings import RunSettings
 
 if TYPE_CHECKING:
     from increlora.glue.loading import TaskData
@@ -76,7 +77,7 @@ def _corpus(task: str, data: Data) -> TaskData:
     """The examples of one task in one draw."""
     from increlora.glue.loading import load_task
 
-    return load_task(task, **data.model_dump())
+    return load_task(task, data)
 
 
 def _origins(record: Record | None) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +10,12 @@ import torch
 from torch import Tensor
 
 from increlora.errors import ConfigError
+from increlora.glue.data import Data
 from increlora.glue.loading import Examples, TaskData, load_task
+from increlora.glue.tasks import TASKS
 from increlora.methods.families import position_limit
 from increlora.training import backbone as backbones
-from increlora.training.settings import Backbone, Data, RunSettings
+from increlora.training.settings import Backbone, RunSettings
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,19 @@ def run_data(settings: RunSettings) -> RunData:
     Raises:
         ConfigError: the backbone does not read texts of ``training.max_length`` tokens.
     """
-    return _encoded(
-        settings.model_dump_json(include={"task": True, "data": True, "backbone": True, "training": {"max_length"}})
-    )
-
-
-@functools.lru_cache(maxsize=2)
-def _encoded(relevant: str) -> RunData:
-    given = json.loads(relevant)
-    backbone, data, length = Backbone(**given["backbone"]), Data(**given["data"]), given["training"]["max_length"]
-    source = load_task(given["task"], **data.model_dump())
-    config = backbones.load_config(backbone, source.task)
+    backbone, length = settings.backbone, settings.training.max_length
+    config = backbones.load_config(backbone, TASKS[settings.task])
     longest = position_limit(config)
     if longest is not None and length > longest:
         raise ConfigError("training.max_length", f"{backbone.name} reads up to {longest} tokens")
-    tokenizer = backbones.load_tokenizer(backbone, config.vocab_size)
+    ready = backbone.model_copy(update={"pretrain": None})  # a mapping cannot be hashed
+    return _encoded(settings.task, settings.data, ready, config.vocab_size, length)
+
+
+@functools.lru_cache(maxsize=2)
+def _encoded(task: str, data: Data, backbone: Backbone, vocab_size: int, length: int) -> RunData:
+    source = load_task(task, data)
+    tokenizer = backbones.load_tokenizer(backbone, vocab_size)
     encoded = functools.partial(encode, tokenizer=tokenizer, max_length=length, regression=source.task.is_regression)
     evaluation, test = (
         {split: encoded(examples) for split, examples in part.items()} for part in (source.evaluation, source.test)

@@ -11,10 +11,11 @@ from pathlib import Path
 from filelock import FileLock
 
 from increlora.errors import ConfigError
+from increlora.glue.data import Data
 from increlora.training import checksums
 from increlora.training.pretrain_settings import PretrainSettings
 from increlora.training.record import Record, RecordError, read_record
-from increlora.training.settings import Backbone, Data, RunSettings
+from increlora.training.settings import Backbone, RunSettings
 from increlora.training.store import Store
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def _same(block: str, path: str | None, recorded: str | None, now: str | None) -
 def _data_fingerprint(task: str, data: Data) -> str:
     from increlora.glue.loading import load_task
 
-    return load_task(task, **data.model_dump()).fingerprint
+    return load_task(task, data).fingerprint
 
 
 def is_first_process() -> bool:

@@ -248,6 +248,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"artefacts": {"table2": {"rows": ["increloar"]}}}, "artefacts.table2.rows", "did you mean 'increlora'"),
     ({"artefacts": {"figure4": {"tasks": ["cola"]}}}, "artefacts.figure4.tasks", "allowed: rte, stsb"),
+    ({"artefacts": {"figure5": {"task": "cola"}}}, "artefacts.figure5.task", "allowed: rte, stsb"),
     ({"artefacts": {"figure4": {"budgets": [2, 17]}}}, "artefacts.figure4.budgets", "from 1 to 16"),
     ({"artefacts": {"figure6": {"budget": 0}}}, "artefacts.figure6.budget", "got 0"),
     ({"artefacts": {"only": ["table9"]}}, "artefacts.only", "allowed: table1, table2"),

@@ -15,8 +15,9 @@ from pathlib import Path
 from increlora.errors import ConfigError, unknown
 from increlora.glue.tasks import TASKS
 from increlora.methods.registry import METHODS, validate_options
+from increlora.model import Block
 from increlora.study.cells import all_cells, kind_of, method_of, ranks_from
-from increlora.study.config import Artefacts, Overrides, Study, Variant
+from increlora.study.config import Artefacts, Overrides, Study, Table1, Variant
 from increlora.study.mistakes import parsed, shortened
 from increlora.study.settings import run_settings
 from increlora.training.pretrain_settings import PretrainSettings
@@ -161,82 +162,70 @@ def _allocating(study: Study) -> list[str]:
 
 
 def _artefacts(study: Study) -> None:
-    allocating = _allocating(study)
-    ranked = [name for name in study.methods if name in allocating or method_of(study, name).needs_ranks]
     given = [name for name, one in study.artefacts if name != "only" and one is not None]
     if not given:
         names = [name for name in Artefacts.model_fields if name != "only"]
         raise ConfigError("artefacts", f"none given; allowed: {', '.join(names)}")
     _known("artefacts.only", study.artefacts.only or (), given)
-    wanted = study.artefacts.chosen
-    if table := wanted.table1:
-        _known("artefacts.table1.tasks", table.tasks, study.tasks)
-        seen: set[tuple[str, int | None]] = set()
-        for number, row in enumerate(table.rows):
-            field = f"artefacts.table1.rows.{number}"
-            _known(f"{field}.method", [row.method], study.methods)
-            _row_budgets(study, field, row.method, row.budgets)
-            for line in [(row.method, budget) for budget in row.budgets or (None,)]:
-                if line in seen:
-                    raise ConfigError(field, f"{row.method!r} is given more than once{_at(line[1])}")
-                seen.add(line)
-    for name, rows in wanted.comparisons.items():
-        _shared(study, f"artefacts.{name}", rows.tasks, ("rows", rows.rows), rows.budget)
-    if room := wanted.headroom:
-        _known("artefacts.headroom.tasks", room.tasks, study.tasks)
-        without = [name for name in study.methods if not method_of(study, name).budget]
-        for part in ("full", "head"):
-            _known(f"artefacts.headroom.{part}", [getattr(room, part)], study.methods)
-            _among(f"artefacts.headroom.{part}", [getattr(room, part)], without, "has a budget")
-        if over := room.over_budgets:
-            _over_budgets(study, over.tasks, over.method, over.budgets)
-    if curve := wanted.figure4:
-        _shared(study, "artefacts.figure4", curve.tasks, ("methods", curve.methods), curve.budgets)
-        with_budget = [name for name in study.methods if method_of(study, name).budget]
-        _among("artefacts.figure4.methods", curve.methods, with_budget, "has no budget to draw a curve over")
-    if pair := wanted.figure5:
-        for part in ("with_advance", "without_advance"):
-            _shared(study, "artefacts.figure5", [pair.task], (part, [getattr(pair, part)]), pair.budget)
-            _among(f"artefacts.figure5.{part}", [getattr(pair, part)], ranked, "has no factors A and B in its records")
-        if pair.with_advance == pair.without_advance:
-            raise ConfigError("artefacts.figure5", f"compares {pair.with_advance!r} with itself; give two variants")
-    if maps := wanted.figure6:
-        _shared(study, "artefacts.figure6", [maps.task], ("methods", maps.methods), maps.budget)
-        _among("artefacts.figure6.methods", maps.methods, ranked, "has no ranks in its records")
-    if growth := wanted.rank_growth:
-        _shared(study, "artefacts.rank_growth", [growth.task], ("method", [growth.method]), growth.budget)
-        _among("artefacts.rank_growth.method", [growth.method], allocating, "allocates no ranks")
-    if curves := wanted.training:
-        for part in ("method", "reference"):
-            _shared(study, "artefacts.training", [curves.task], (part, [getattr(curves, part)]), curves.budget)
-        _among("artefacts.training.method", [curves.method], allocating, "allocates no ranks")
+    wanted, every, allocating = study.artefacts.chosen, list(study.methods), _allocating(study)
+    with_budget = [name for name in every if method_of(study, name).budget]
+    without = [name for name in every if name not in with_budget]
+    ranked = [name for name in every if name in allocating or method_of(study, name).needs_ranks]
+    if wanted.table1:
+        _table1(study, wanted.table1)
+    for name, part, allowed, lacking in (
+        *((name, "rows", every, "") for name in wanted.comparisons),
+        ("headroom", "full", without, "has a budget"),
+        ("headroom", "head", without, "has a budget"),
+        ("figure4", "methods", with_budget, "has no budget to draw a curve over"),
+        ("figure5", "with_advance", ranked, "has no factors A and B in its records"),
+        ("figure5", "without_advance", ranked, "has no factors A and B in its records"),
+        ("figure6", "methods", ranked, "has no ranks in its records"),
+        ("rank_growth", "method", allocating, "allocates no ranks"),
+        ("training", "method", allocating, "allocates no ranks"),
+        ("training", "reference", every, ""),
+    ):
+        if block := getattr(wanted, name):
+            _shown(study, name, block, part, allowed, lacking)
+    if wanted.headroom and (over := wanted.headroom.over_budgets):
+        _shown(study, "headroom.over_budgets", over, "method", with_budget, "has no budget")
+        if over.budgets[0] >= over.budgets[1]:
+            told = f"got {list(over.budgets)}; the smallest comes first, then a larger one"
+            raise ConfigError("artefacts.headroom.over_budgets.budgets", told)
+    if (pair := wanted.figure5) and pair.with_advance == pair.without_advance:
+        raise ConfigError("artefacts.figure5", f"compares {pair.with_advance!r} with itself; give two variants")
     if not all_cells(study):
         raise ConfigError("artefacts", "`claims` has no runs of its own; give it a table or figure to be made about")
 
 
-def _over_budgets(study: Study, tasks: Iterable[str], method: str, budgets: tuple[int, int]) -> None:
-    field = "artefacts.headroom.over_budgets"
-    _shared(study, field, tasks, ("method", [method]), budgets)
-    with_budget = [name for name in study.methods if method_of(study, name).budget]
-    _among(f"{field}.method", [method], with_budget, "has no budget")
-    if budgets[0] >= budgets[1]:
-        raise ConfigError(f"{field}.budgets", f"got {list(budgets)}; the smallest comes first, then a larger one")
+def _table1(study: Study, table: Table1) -> None:
+    _known("artefacts.table1.tasks", table.tasks, study.tasks)
+    seen: set[tuple[str, int | None]] = set()
+    for number, row in enumerate(table.rows):
+        field = f"artefacts.table1.rows.{number}"
+        _known(f"{field}.method", [row.method], study.methods)
+        _row_budgets(study, field, row.method, row.budgets)
+        for budget in row.budgets or (None,):
+            if (row.method, budget) in seen:
+                at = "" if budget is None else f" at budget {budget}"
+                raise ConfigError(field, f"{row.method!r} is given more than once{at}")
+            seen.add((row.method, budget))
 
 
-def _at(budget: int | None) -> str:
-    return "" if budget is None else f" at budget {budget}"
+def _shown(study: Study, name: str, block: Block, part: str, allowed: Iterable[str], lacking: str) -> None:
+    """An artefact's tasks, its variants in the field `part`, and its budgets, which hold for all of these.
 
-
-def _shared(
-    study: Study, field: str, tasks: Iterable[str], methods: tuple[str, Iterable[str]], budgets: int | tuple[int, ...]
-) -> None:
-    """An artefact whose budgets hold for all its methods; `methods` is the name and the value of the field for them."""
-    _known(f"{field}.tasks", tasks, study.tasks)
-    _known(f"{field}.{methods[0]}", methods[1], study.methods)
-    name, each = ("budget", (budgets,)) if isinstance(budgets, int) else ("budgets", budgets)
-    for method in methods[1]:
-        if method_of(study, method).budget:
-            _budgets_fit(study, f"{field}.{name}", method, each)
+    Variants that are not `allowed` there are refused with what they are `lacking`.
+    """
+    place, given = f"artefacts.{name}", {key: one if isinstance(one, tuple) else (one,) for key, one in block}
+    for field in given.keys() & {"task", "tasks"}:
+        _known(f"{place}.{field}", given[field], study.tasks)
+    _known(f"{place}.{part}", given[part], study.methods)
+    for field in given.keys() & {"budget", "budgets"}:
+        for method in given[part]:
+            if method_of(study, method).budget:
+                _budgets_fit(study, f"{place}.{field}", method, given[field])
+    _among(f"{place}.{part}", given[part], allowed, lacking)
 
 
 def _row_budgets(study: Study, field: str, method: str, budgets: tuple[int, ...] | None) -> None:

@@ -215,8 +215,8 @@ def _study(options: argparse.Namespace) -> Study:
 
 def _seeds(option: str, given: Sequence[str]) -> tuple[int, ...]:
     """Seeds from the command line, validated like those of a config."""
+    from increlora.model import parsed
     from increlora.study.config import Seeds
-    from increlora.study.mistakes import parsed
 
     return parsed(Seeds, given, option) if given else ()
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, create_model, model_validator
 
 from increlora.errors import ConfigError
 from increlora.methods.base import Adaptation, AllocationError, Orthogonality, ParameterCount, Setup
@@ -24,10 +24,10 @@ from increlora.methods.method import (
     PaperMemory,
     Recipe,
     check_rank,
-    options_error,
 )
 from increlora.methods.peft_models import PeftAdaptation
 from increlora.methods.ranks import Shapes, lora_parameters, svd_parameters, uniform_ranks
+from increlora.model import parsed
 
 if TYPE_CHECKING:
     import torch
@@ -88,11 +88,7 @@ class TunerOptions(Options):
         """
         from increlora.tuner import IncreLoraConfig
 
-        model = _typed(frozenset(self.names()))
-        try:
-            options = model.model_validate(self.model_dump(exclude={"preset"}), strict=True)
-        except ValidationError as error:
-            raise options_error(error, model) from None
+        options = parsed(_typed(frozenset(self.names())), self.model_dump(exclude={"preset"}), strict=True)
         return IncreLoraConfig.from_preset(self.preset, **{**options.model_dump(exclude_none=True), **own})
 
     def check(self, budget: int | None, recipe: Recipe, shapes: Shapes, field: str = "options") -> None:

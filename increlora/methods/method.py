@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
-from increlora.errors import ConfigError, unknown
+from increlora.errors import ConfigError
 from increlora.methods.ranks import Shapes
 from increlora.model import Block
 
@@ -159,20 +159,3 @@ def check_rank(rank: int | None, shapes: Shapes, field: str) -> None:
     for name, (rows, columns) in shapes.items():
         if rank is not None and rank > min(rows, columns):
             raise ConfigError(field, f"rank {rank} exceeds that of {name}, a {rows} x {columns} matrix")
-
-
-def options_error(error: ValidationError, model: type[BaseModel], prefix: str = "") -> ConfigError:
-    """The first option that is unknown or wrong, and what is allowed.
-
-    Args:
-        error: from pydantic.
-        model: of the options.
-        prefix: dotted path of the options in the config, with a dot at the end.
-    """
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
-        return unknown(f"{prefix}{name}", name, model.model_fields)
-    found = [one["msg"] for one in error.errors() if one["loc"][0] == name]  # one per member of a union
-    allowed = dict.fromkeys(message.removeprefix("Value error, ") for message in found)
-    return ConfigError(f"{prefix}{name}", f"got {first['input']!r}: {' or '.join(allowed)}")

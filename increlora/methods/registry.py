@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from increlora.errors import ConfigError, unknown
-from increlora.methods.method import Method, Options, Recipe, options_error
+from increlora.methods.method import Method, Options, Recipe
 from increlora.methods.ranks import Shapes
+from increlora.model import parsed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,11 +65,8 @@ def validate_options(kind: str, options: Mapping[str, Any], field_prefix: str = 
         ConfigError: names the first option that is unknown or wrong, and what is allowed. Options of IncreLoRA are
             checked by `check_budget` only, which imports PEFT.
     """
-    model = get_method(kind).options
-    try:
-        return model(**options)
-    except ValidationError as error:
-        raise options_error(error, model, f"{field_prefix}.") from None
+    found: Options = parsed(get_method(kind).options, options, field_prefix)
+    return found
 
 
 def check_budget(

@@ -1,6 +1,6 @@
 """A study, in the order in which one comes about:
 
-- `config`    the typed form of a YAML file; `load` reads files, `mistakes` words what is wrong with them
+- `config`    the typed form of a YAML file; `load` reads files
 - `grid`      trials of settings become variants
 - `cells`     the artefacts' cells: which task, variant and budget they show
 - `settings`  the settings of each run

@@ -15,10 +15,9 @@ from pathlib import Path
 from increlora.errors import ConfigError, unknown
 from increlora.glue.tasks import TASKS
 from increlora.methods.registry import METHODS, validate_options
-from increlora.model import Block
+from increlora.model import Block, parsed, shortened
 from increlora.study.cells import all_cells, kind_of, method_of, ranks_from
 from increlora.study.config import Artefacts, Overrides, Study, Table1, Variant
-from increlora.study.mistakes import parsed, shortened
 from increlora.study.settings import run_settings
 from increlora.training.pretrain_settings import PretrainSettings
 

@@ -8,8 +8,8 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from increlora.errors import unknown
+from increlora.model import parsed
 from increlora.study.config import Row, Study, Variant
-from increlora.study.mistakes import parsed
 from increlora.training.settings import Training
 
 SYMBOLS = {"learning_rate": "", "lora_alpha": "α "}

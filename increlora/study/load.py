@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from increlora.errors import ConfigError
+from increlora.model import parsed, shortened
 from increlora.study.checks import check_study
 from increlora.study.config import Study
 from increlora.study.grid import with_trials
-from increlora.study.mistakes import parsed, shortened
 
 
 def load_study(*sources: str | Path | Mapping[str, Any]) -> Study:

@@ -9,9 +9,9 @@ from typing import Any
 
 from increlora.glue.data import Data
 from increlora.methods.registry import validate_options
+from increlora.model import parsed
 from increlora.study.cells import Cell, all_cells, kind_of, lineage, ranks_from
 from increlora.study.config import Overrides, Study
-from increlora.study.mistakes import parsed
 from increlora.training.settings import Backbone, RunSettings, Training
 
 _STRONGER = {"warmup_ratio": "warmup_steps", "epochs": "max_steps"}

@@ -20,9 +20,8 @@ from pydantic import Field
 from tqdm import tqdm
 
 from increlora.errors import ConfigError
-from increlora.model import Block
+from increlora.model import Block, parsed
 from increlora.study.config import Study
-from increlora.study.mistakes import parsed
 from increlora.study.settings import all_runs
 from increlora.training.run import measure_speed
 from increlora.training.settings import RunSettings

@@ -17,7 +17,7 @@ from increlora.study.cells import Cell
 from increlora.study.load import load_study
 from increlora.study.settings import run_settings
 from increlora.training.record import (
-    CHECKPOINTS,
+    RULES,
     Record,
     RecordError,
     _half,
@@ -117,7 +117,7 @@ def test_halves_are_disjoint_and_the_same_for_every_run_of_a_task() -> None:
 
 def test_a_run_without_an_evaluation_shows_nothing(settings: RunSettings) -> None:
     record = fake_record(settings, [], run={"status": "diverged", "reason": "loss is nan at step 1"})
-    assert [record.shown(rule) for rule in CHECKPOINTS] == [None] * 4
+    assert [record.shown(rule) for rule in RULES] == [None] * 4
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from increlora.model import Block
-from increlora.training.record import Checkpoint
+from increlora.training.record import Rule
 from increlora.training.settings import Backbone, Data, RanksFrom, Seed, Training
 
 T = TypeVar("T", bound=Sequence[Any])
@@ -118,7 +118,7 @@ class TaskSettings(_Block):
 class Report(_Block):
     """How results are shown."""
 
-    checkpoint: Checkpoint = "crossfit"
+    checkpoint: Rule = "crossfit"
     """Which of a run's numbers a table shows; records hold what all of them need. `test`: chosen on the development
     split, shown on the test split, where there is one. `crossfit`: chosen on one half of the development split, shown
     on the other, and the other way round. `best`: chosen and shown on the same rows, as in the papers. `last`: the

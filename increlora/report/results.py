@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,14 +58,10 @@ def read_all(records_root: str | Path, study: Study) -> tuple[dict[RunKey, Recor
     if others := unexpected(study, records_root):
         log.warning("%d records are of no run of the study and left out, the first: %s", len(others), others[0])
     tasks, variants = list(TASKS), list(study.methods)
-
-    def order(run: RunKey) -> tuple[int, int, int, int]:
-        (task, variant, budget), seed = run
-        return tasks.index(task), variants.index(variant), budget or 0, seed
-
+    cells = sorted(all_cells(study), key=lambda at: (tasks.index(at.task), variants.index(at.variant), at.budget or 0))
     records: dict[RunKey, Record] = {}
     stale: set[RunKey] = set()
-    for run in sorted(((cell, seed) for cell in all_cells(study) for seed in study.seeds), key=order):
+    for run in product(cells, sorted(study.seeds)):
         settings = run_settings(study, *run)
         path = settings.record_path(records_root)
         status, detail, record = state(settings, path)

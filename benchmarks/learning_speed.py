@@ -16,23 +16,12 @@ from typing import Any
 import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
-from step_time import HEAD, TARGETS
+from step_time import HEAD, TARGETS, base
 from tqdm import tqdm
-from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from increlora import IncreLoraConfig, create_optimizer
 
 SHOWN = (1, 2, 5, 10, 20, 50, 100)
-
-
-def base(layers: int) -> Any:
-    """A DeBERTaV3-base-shaped classifier with random weights and a small vocabulary."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "position_buckets": 256}
-    shape = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}
-    form = {"norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0}
-    config = DebertaV2Config(vocab_size=1000, num_hidden_layers=layers, **sizes, **shape, **form)
-    return DebertaV2ForSequenceClassification(config)
 
 
 @torch.no_grad()

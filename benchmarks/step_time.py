@@ -41,6 +41,26 @@ HEAD = ("pooler", "classifier")
 FAR = 10**9
 
 
+def base(layers: int, width: int = 768) -> Any:
+    """A DeBERTaV3-base-shaped classifier with random weights and a small vocabulary."""
+    torch.manual_seed(0)
+    config = DebertaV2Config(
+        vocab_size=1000,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=12,
+        intermediate_size=4 * width,
+        relative_attention=True,
+        position_buckets=256,
+        pos_att_type=["p2c", "c2p"],
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+        type_vocab_size=0,
+    )
+    return DebertaV2ForSequenceClassification(config)
+
+
 @dataclass
 class Side:
     """One competitor.
@@ -72,24 +92,7 @@ class Bench:
         self.batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def base(self) -> nn.Module:
-        """A DeBERTaV3-base-shaped classifier with random weights and a small vocabulary."""
-        torch.manual_seed(0)
-        config = DebertaV2Config(
-            vocab_size=1000,
-            hidden_size=self.args.width,
-            num_hidden_layers=self.args.layers,
-            num_attention_heads=12,
-            intermediate_size=4 * self.args.width,
-            relative_attention=True,
-            position_buckets=256,
-            pos_att_type=["p2c", "c2p"],
-            share_att_key=True,
-            norm_rel_ebd="layer_norm",
-            position_biased_input=False,
-            type_vocab_size=0,
-            layer_norm_eps=1e-7,
-        )
-        return DebertaV2ForSequenceClassification(config).to(self.device)
+        return base(self.args.layers, self.args.width).to(self.device)
 
     def loss(self, model: nn.Module) -> torch.Tensor:
         bf16 = self.device.type == "cuda"

@@ -25,6 +25,7 @@ from increlora.errors import ConfigError, IncreLoraError, sentence
 from increlora.training.interrupt import end_with_parent
 
 if TYPE_CHECKING:
+    from increlora.report.results import Results
     from increlora.study.config import Study
 
 RECORDS = "results/runs"
@@ -156,7 +157,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 def _tables(options: argparse.Namespace) -> None:
     from increlora.report import tables
 
-    for path in tables.build(_study(options), _records(options), options.out):
+    for path in tables.build(_results(options), options.out):
         print(path)
 
 
@@ -170,7 +171,7 @@ def _published(options: argparse.Namespace) -> None:
 def _figures(options: argparse.Namespace) -> None:
     from increlora.report import figures
 
-    for path in figures.build(_study(options), _records(options), options.out):
+    for path in figures.build(_results(options), options.out):
         print(path)
 
 
@@ -178,7 +179,7 @@ def _show(options: argparse.Namespace) -> None:
     from increlora.report.tables import show
 
     width = shutil.get_terminal_size((120, 24)).columns
-    print(show(_study(options), _records(options), options.only, width=width, bold=sys.stdout.isatty()))
+    print(show(_results(options), options.only, width=width, bold=sys.stdout.isatty()))
 
 
 def _corpus(options: argparse.Namespace) -> None:
@@ -211,6 +212,12 @@ def _study(options: argparse.Namespace) -> Study:
     from increlora.study.load import load_study
 
     return load_study(*options.config)
+
+
+def _results(options: argparse.Namespace) -> Results:
+    from increlora.report.results import Results
+
+    return Results(_study(options), _records(options))
 
 
 def _seeds(option: str, given: Sequence[str]) -> tuple[int, ...]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from increlora.glue.metrics import baseline, recompute
 from increlora.glue.tasks import TASKS
 from increlora.study.config import Study
 from increlora.study.load import load_study
 from increlora.study.settings import all_runs
 from increlora.training.record import Record, write_record
 from increlora.training.settings import RunSettings
+from tests.study_helpers import fake_record
 
 LAYERS = 2
 MODULES = [
@@ -27,8 +27,6 @@ MODULES = [
 ]
 PER_RANK, HEAD, TOTAL = 1000, 40, 50_000
 ROWS = 100
-STEPS = (10, 20)
-"""Of the evaluations; the first is the best."""
 
 
 def make_study(
@@ -108,54 +106,26 @@ def make_record(settings: RunSettings, good: float | None = None, concentrated: 
         good: part of right answers of the best checkpoint; that of `quality` if left out.
         concentrated: give W_v, W_o and W_f1 all ranks beyond the first, and more of them.
     """
-    task = TASKS[settings.task]
     good = quality(settings) if good is None else good
-    given = {
-        which: _answers(settings.task, settings.seed, good - loss) for which, loss in (("best", 0.0), ("last", 0.01))
-    }
-    metrics = {which: recompute(settings.task, *one) for which, one in given.items()}
+    (best, gold), (last, _) = (_answers(settings.task, settings.seed, good - loss) for loss in (0.0, 0.01))
     trainable = PER_RANK * settings.budget if settings.budget else 0 if settings.kind == "head" else TOTAL
+    state = 2 * (trainable + (0 if settings.kind == "full_ft" else HEAD))
+    step_ms = 15.0 if settings.kind == "increlora" else 10.0
+    record = fake_record(
+        settings,
+        [best, last],
+        labels=gold,
+        parameters={"trainable": trainable, "head": HEAD, "total": TOTAL, "budget": trainable},
+        cost={"step_ms": step_ms, "peak_memory_mb": 100.0, "optimizer_state": state, "peak_trainable": trainable},
+    ).model_dump(mode="json")
     allocation = _allocation(settings, concentrated) if settings.kind not in _WITHOUT_RANKS else None
-    total_rank = allocation["total_rank"] if allocation else None
-    history = [
-        {"step": step, "epoch": 1.0, "train_loss": None, "score": task.score(values), "metrics": values}
-        | {"penalty": 0.1 if allocation else None, "total_rank": total_rank, "trainable": trainable}
-        for step, values in zip(STEPS, metrics.values(), strict=True)
-    ]
-    guesses = {split: [one[0][split] for one in given.values()] for split in task.eval_splits}
-    labels = {split: [given["best"][1][split]] for split in task.eval_splits}
-    names = settings.model_dump(mode="json")
-    counted = 0 if settings.kind == "full_ft" else HEAD
-    return {
-        "run": {
-            **{key: names[key] for key in ("study", "task", "method", "kind", "budget", "seed", "protocol")},
-            **{"digest": settings.digest, "status": "completed", "reason": None, "settings": names},
-        },
-        "score": {
-            **{
-                "baseline": baseline(settings.task, given["best"][1]),
-                "best_step": STEPS[0],
-                "history": history,
-                "test": metrics,
-            },
-            **{"labels": labels, "predictions": guesses, "test_labels": labels, "test_predictions": guesses},
-        },
-        "parameters": {"trainable": trainable, "head": HEAD, "total": TOTAL, "budget": trainable, "deviation": 0.0},
-        "cost": {
-            **{"wall_seconds": 2.0, "train_seconds": 1.0, "step_ms": 10.0 + 5 * (settings.kind == "increlora")},
-            **{"peak_memory_mb": 100.0, "optimizer_state": 2 * (trainable + counted), "peak_trainable": trainable},
-            **{"device": "cpu", "threads": 1, "processes": 1, "steps": 20, "examples": 100},
-        },
-        "allocation": allocation,
-        "provenance": {
-            **{"versions": {}, "commit": None, "dirty": None, "started": "", "finished": ""},
-            "data": {
-                **{"source": "builtin", "revision": None, "fingerprint": "0"},
-                "rows": dict.fromkeys((*task.eval_splits, *task.test_splits), ROWS),
-            },
-            "backbone": {"name": "tiny", "revision": None, "fingerprint": "0"},
-        },
-    }
+    seen = {"penalty": 0.1, "total_rank": allocation["total_rank"]} if allocation else {"total_rank": None}
+    score = record["score"]
+    score["history"] = [{**entry, **seen, "trainable": trainable} for entry in score["history"]]
+    tested = dict(zip(("best", "last"), (entry["metrics"] for entry in score["history"]), strict=True))
+    score |= {"test": tested, "test_labels": score["labels"], "test_predictions": score["predictions"]}
+    record["provenance"]["data"]["rows"] |= dict.fromkeys(TASKS[settings.task].test_splits, ROWS)
+    return {**record, "allocation": allocation}
 
 
 _WITHOUT_RANKS = ("full_ft", "head", "hadapter", "lora")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,21 +41,6 @@ def test_step_time(benchmark: Callable[[str], Any], tmp_path: Path, capsys: pyte
     widths = 4 * (768 + 768) + 2 * (768 + 3072)
     assert growing < ((40 - 8) * widths * 4 + 3072 * 768) * 4 / 2**20 + 1
     assert result["sides"]["IncreLoRA, after growth"]["peak_mib"] - lora["peak_mib"] < 3
-
-
-def test_storage(tmp_path: Path) -> None:
-    """Two processes in turns; here both run this version."""
-    smallest = {"other": ROOT, "ranks": 2, "layers": 1, "width": 96, "batch": 2, "length": 8, "rounds": 1, "steps": 1}
-    options = [text for name, value in smallest.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, str(ROOT / "benchmarks/storage.py"), *options, "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "storage.md").read_text() in done.stdout
-    sides = json.loads((tmp_path / "storage.json").read_text())["ranks"]["2"]["sides"]
-    for row in sides.values():
-        assert row["this"]["peak_mib"] == row["other"]["peak_mib"] >= sides["LoRA"]["this"]["peak_mib"]
-        assert row["this_to_other"] > 0
-    assert sides["scored step"]["this"]["peak_mib"] > sides["after growth"]["this"]["peak_mib"]
 
 
 def test_learning_speed(benchmark: Callable[[str], Any], tmp_path: Path) -> None:

@@ -15,15 +15,15 @@ import pytest
 from increlora.errors import ConfigError
 from increlora.glue.tasks import TASKS
 from increlora.report import figures, published, tables
-from increlora.report.render import Column, Entry, Grid, Table, count, fixed, latex, latex_escape, markdown, terminal
-from increlora.report.results import Results, Scores, header
+from increlora.report.render import Column, Entry, Panel, Table, count, fixed, latex, latex_escape, markdown, terminal
+from increlora.report.results import Results, rule_in_words, rule_note
 from increlora.report.statistics import gini
 from increlora.report.tables import show
 from increlora.study import jobs
 from increlora.study.cells import Cell
 from increlora.study.config import Study
 from increlora.study.settings import all_runs, run_settings
-from increlora.training.record import CHECKPOINTS, RecordError
+from increlora.training.record import RULES, RecordError
 from increlora.training.settings import RunSettings
 from tests.report_helpers import PER_RANK, make_record, make_study, write
 
@@ -44,14 +44,19 @@ def records(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def build_all(study: Study, records: Path, out: Path) -> list[Path]:
-    return [*tables.build(study, records, out), *figures.build(study, records, out)]
+@pytest.fixture(scope="module")
+def results(study: Study, records: Path) -> Results:
+    return Results(study, records)
+
+
+def build_all(results: Results, out: Path) -> list[Path]:
+    return [*tables.build(results, out), *figures.build(results, out)]
 
 
 @pytest.fixture(scope="module")
-def built(study: Study, records: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def built(results: Results, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Every file of the report, made once."""
-    return build_all(study, records, tmp_path_factory.mktemp("out"))
+    return build_all(results, tmp_path_factory.mktemp("out"))
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +81,9 @@ def expected(study: Study, task: str, method: str, budget: int | None, keys: tup
 # ---------------------------------------------------------------- records and frame
 
 
-def test_frame_has_a_row_per_run_checkpoint_and_metric(study: Study, records: Path) -> None:
-    data = Results(study, records).frame
-    assert len(data) == sum(len(CHECKPOINTS) * (len(TASKS[s.task].metrics) + 1) for s in all_runs(study))
+def test_frame_has_a_row_per_run_checkpoint_and_metric(study: Study, results: Results) -> None:
+    data = results.frame
+    assert len(data) == sum(len(RULES) * (len(TASKS[s.task].metrics) + 1) for s in all_runs(study))
     row = data[(data.task == "rte") & (data.method == "lora") & (data.budget == 2) & (data.metric == "accuracy")]
     assert row[row.checkpoint == "best"].value.tolist() == pytest.approx(
         expected(study, "rte", "lora", 2, ("accuracy",)).tolist()
@@ -110,14 +115,14 @@ def test_malformed_record_is_an_error_that_names_the_file(
     assert str(path) in str(error.value)
 
 
-def test_stale_records_and_foreign_seeds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write(make_study(only=("table3",)), tmp_path)
-    fewer = make_study(only=("table3",), seeds=[0, 1], training={"learning_rate": 2e-3})
-    data = Results(fewer, tmp_path).frame
-    assert set(data.seed) == {0, 1}
-    assert data.stale.all()
-    assert "no such method or seed" in caplog.text
-    assert "made with other settings" in show(fewer, tmp_path, "table3")
+def test_stale_records_and_those_of_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(make_study(only=("table3", "training")), tmp_path)
+    results = Results(make_study(only=("table3",), seeds=[0, 1], training={"learning_rate": 2e-3}), tmp_path)
+    assert set(results.frame.seed) == {0, 1}
+    assert set(results.frame.task) == {"sst2"}  # and not that of the training curves
+    assert results.frame.stale.all()
+    assert "10 records are of no run of the study and left out" in caplog.text
+    assert "made with other settings" in show(results, "table3")
 
 
 # ---------------------------------------------------------------- Table 1
@@ -151,8 +156,8 @@ def test_all_is_the_mean_of_eight(study: Study, table1: pd.DataFrame) -> None:
     assert row["ci_low"] < row["mean"] < row["ci_high"]
 
 
-def test_rows_are_grouped_by_budget(study: Study, records: Path) -> None:
-    measured, differences = tables.table1(Results(study, records)).grids
+def test_rows_are_grouped_by_budget(results: Results) -> None:
+    measured, differences = tables.table1(results).panels
     assert [row[0].text for row in measured.rows][:3] == ["Full FT", "HAdapter (d = 32)", "LoRA (r = 4)"]
     assert measured.rules == {1, 4}
     assert [row[0].text for row in differences.rows][:2] == ["Full FT", "HAdapter (d = 32)"]
@@ -170,7 +175,7 @@ def test_bold_is_what_the_corrected_interval_sets_apart(tmp_path: Path) -> None:
     study = make_study(only=("table1",), seeds=range(5))
     write(study, tmp_path, change)
     table = tables.table1(Results(study, tmp_path))
-    measured, differences = table.grids
+    measured, differences = table.panels
     bold = {row[0].text: [entry.bold for entry in row] for row in measured.rows}
     assert {label for label, marks in bold.items() if any(marks)} == {"IncreLoRA (r = 2)"}
     assert bold["IncreLoRA (r = 2)"][-1]  # All
@@ -189,7 +194,10 @@ def test_bold_is_what_the_corrected_interval_sets_apart(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Table]:
     """Tables 1 to 3 on the paper's backbone and data."""
-    study = make_study(published.BACKBONE, "hub", only=("table1", "table2", "table3"))
+    artefacts = make_study().model_dump(mode="json", exclude_unset=True)["artefacts"]
+    for row in artefacts["table1"]["rows"][2:]:
+        row["budgets"] = [8, 2]
+    study = make_study(published.BACKBONE, "hub", artefacts={**artefacts, "only": ("table1", "table2", "table3")})
     root = tmp_path_factory.mktemp("paper")
     write(study, root)
     return {table.name: table for table in tables.tables(Results(study, root))}
@@ -202,7 +210,7 @@ def test_published_values_only_on_their_rows(paper: dict[str, Table]) -> None:
         rows = table1[(table1.method == method) & (table1.task == task) & (table1.column == column)]
         return rows[rows.budget.isna() if budget is None else rows.budget == budget].iloc[0]["published"]
 
-    assert cell("lora", 4, "rte") == "85.20"  # the larger of two budgets is the 1.2M row
+    assert cell("lora", 8, "rte") == "85.20"
     assert cell("lora", 2, "rte") == "85.56"
     assert cell("hadapter", 8, "mrpc") == "89.25"
     assert cell("full_ft", None, "rte") == "83.75"  # what was read, not what was inferred
@@ -213,17 +221,30 @@ def test_published_values_only_on_their_rows(paper: dict[str, Table]) -> None:
     assert table1.published_source[table1.published.notna()].str.len().min() > 10
 
 
+def test_a_budget_that_the_paper_lacks_has_no_published_value(tmp_path: Path) -> None:
+    """Nor does the larger of two stand for the paper's larger one."""
+    rows = [{"method": "lora", "budgets": [16, 4]}, {"method": "increlora", "budgets": [16, 4]}]
+    study = make_study(published.BACKBONE, "hub", artefacts={"table1": {"rows": rows, "tasks": ["rte"]}}, seeds=[0])
+    write(study, tmp_path)
+    assert tables.table1(Results(study, tmp_path)).tidy.published.isna().all()
+
+
 def test_published_values_only_on_the_papers_backbone_and_data(paper: dict[str, Table], table1: pd.DataFrame) -> None:
     table = paper["fake_table1"]
     shown = table.tidy[table.tidy.minus_published.notna()]
-    assert len(table.grids) == 4
+    assert len(table.panels) == 4
     assert (shown["mean"] - shown.published.astype(float)).tolist() == pytest.approx(shown.minus_published.tolist())
     assert table1.published.isna().all()
     assert table1.minus_published.isna().all()
     assert published.why_not_comparable(make_study(published.BACKBONE, "builtin"))
     assert published.why_not_comparable(make_study("other", "hub"))
-    part = make_study(published.BACKBONE, data={"source": "hub", "eval_rows": 100})
-    assert "only a part" in str(published.why_not_comparable(part))
+    for data, reason in (
+        ({"eval_rows": 100}, "only a part"),
+        ({"evaluate_on": "held_out"}, "held-out training rows"),
+        ({"name": "someone/else"}, "the data are someone/else"),
+    ):
+        other = make_study(published.BACKBONE, data={"source": "hub", **data})
+        assert reason in str(published.why_not_comparable(other))
 
 
 def test_missing_partial_collapsed_and_diverged_are_said(study: Study, tmp_path: Path) -> None:
@@ -242,7 +263,7 @@ def test_missing_partial_collapsed_and_diverged_are_said(study: Study, tmp_path:
         return record
 
     write(study, tmp_path, change)
-    paths = tables.build(study, tmp_path, tmp_path / "out")
+    paths = tables.build(Results(study, tmp_path), tmp_path / "out")
     data = pd.read_csv(tmp_path / "out" / "fake_table1.csv")
     data = data[(data.method == "lora") & (data.budget == 2) & (data.column != "difference")]
     data = data[data.column.isin(["Acc", "Mcc", "All"])].set_index("task")
@@ -266,8 +287,8 @@ def test_missing_partial_collapsed_and_diverged_are_said(study: Study, tmp_path:
         assert said in text
 
 
-def test_header_says_how_the_table_was_made(study: Study, records: Path) -> None:
-    notes = " ".join(tables.table1(Results(study, records)).notes)
+def test_notes_say_how_the_table_was_made(study: Study, records: Path, results: Results) -> None:
+    notes = " ".join(tables.table1(results).notes)
     for said in (
         "Study fake",
         "tiny",
@@ -297,11 +318,11 @@ def test_notes_are_about_the_rows_of_their_table(tmp_path: Path) -> None:
     }
 
 
-def test_checkpoints_chosen_on_training_rows_are_said_to_be(records: Path) -> None:
-    study = make_study(
-        source="hub", data={"source": "hub", "evaluate_on": "held_out"}, report={"checkpoint": "crossfit"}
-    )
-    assert "chosen on one half of the held-out training rows" in header(Results(study, records))[1]
+def test_checkpoints_chosen_on_training_rows_are_said_to_be() -> None:
+    study = make_study(data={"source": "hub", "evaluate_on": "held_out"}, report={"checkpoint": "crossfit"})
+    assert "chosen on one half of the held-out training rows" in rule_note(study)
+    assert "the same held-out training rows, which" in rule_in_words(study, "best")
+    assert "the same development rows as in the papers, which" in rule_in_words(make_study(), "best")
 
 
 def test_a_ninth_task_adds_a_column_and_changes_no_other_number(
@@ -309,13 +330,13 @@ def test_a_ninth_task_adds_a_column_and_changes_no_other_number(
 ) -> None:
     ninth = dataclasses.replace(TASKS["rte"], name="wnli", title="WNLI", in_all=False)
     monkeypatch.setitem(TASKS, "wnli", ninth)  # type: ignore[arg-type]
-    rows = [{"method": "full_ft"}, {"method": "lora", "budgets": [4, 2]}]
+    rows = [{"method": "full_ft"}, {"method": "lora", "budgets": [8, 2]}]
     wanted = {"rows": rows, "tasks": list(TASKS)}
     nine = make_study(published.BACKBONE, "hub", artefacts={"table1": wanted})
     eight = make_study(published.BACKBONE, "hub", artefacts={"table1": {**wanted, "tasks": list(TASKS)[:8]}})
     write(nine, tmp_path)
     before, after = (tables.table1(Results(study, tmp_path)) for study in (eight, nine))
-    columns = [(column.group, column.title) for column in after.grids[0].columns]
+    columns = [(column.group, column.title) for column in after.panels[0].columns]
     assert columns[-2:] == [("WNLI", "Acc"), ("", "All")]
     same = after.tidy[after.tidy["task"] != "wnli"].reset_index(drop=True)
     pd.testing.assert_frame_equal(before.tidy, same)
@@ -323,13 +344,13 @@ def test_a_ninth_task_adds_a_column_and_changes_no_other_number(
     assert len(after.tidy) == len(same) + 3 + 1
 
 
-def test_published_values_are_a_table_of_their_own(study: Study, records: Path, paper: dict[str, Table]) -> None:
+def test_published_values_are_a_table_of_their_own(results: Results, paper: dict[str, Table]) -> None:
     """Beside measured values they stand only where backbone and data are the paper's."""
 
     def headings(table: Table) -> set[str]:
-        return {column.title for grid in table.grids for column in grid.columns}
+        return {column.title for panel in table.panels for column in panel.columns}
 
-    for table in tables.tables(Results(study, records)):
+    for table in tables.tables(results):
         assert "published" not in headings(table)
     assert "published" in headings(paper["fake_table2"]) & headings(paper["fake_table3"])
     text = markdown(published.table())
@@ -421,19 +442,20 @@ def test_variants_are_held_against_the_first(out: Path) -> None:
     assert set(rows[rows.column == "difference"].task) == {"rte", "cola", "all"}
 
 
-def test_a_pair_needs_both_seeds() -> None:
+def test_a_pair_needs_both_seeds(tmp_path: Path) -> None:
     """Seeds 0 and 1 of one method, 1 and 2 of the other: one pair, and no spread."""
-    values = {("lora", 0): 1.0, ("lora", 1): 2.0, ("adalora", 1): 4.0, ("adalora", 2): 8.0}
-    common = {"task": "rte", "budget": 2, "checkpoint": "best", "status": "completed", "stale": False}
-    rows = [
-        {**common, "method": method, "seed": seed, "metric": metric, "value": value}
-        for (method, seed), value in values.items()
-        for metric in ("accuracy", "score")
-    ]
-    found = Scores(pd.DataFrame(rows), (0, 1, 2), "best").difference(
-        *([Cell("rte", method, 2)] for method in ("adalora", "lora"))
-    )
-    assert (found.estimate.n, found.estimate.mean, found.estimate.sd) == (1, 2.0, None)
+    right = {("lora", 0): 0.61, ("lora", 1): 0.62, ("adalora", 1): 0.64, ("adalora", 2): 0.68}
+
+    def change(settings: RunSettings, record: dict[str, Any]) -> dict[str, Any] | None:
+        good = right.get((settings.method, settings.seed))
+        return None if good is None else make_record(settings, good)
+
+    rows = [{"method": method, "budgets": [2]} for method in ("lora", "adalora")]
+    study = make_study(artefacts={"table1": {"rows": rows, "tasks": ["rte"]}})
+    write(study, tmp_path, change)
+    cells = ([Cell("rte", method, 2)] for method in ("adalora", "lora"))
+    found = Results(study, tmp_path).scores.difference(*cells)
+    assert (found.estimate.n, found.estimate.mean, found.estimate.sd) == (1, pytest.approx(2.0), None)
     assert found.missing == (0, 2)
 
 
@@ -475,7 +497,7 @@ def test_times_of_different_devices_are_not_compared(tmp_path: Path) -> None:
         return record
 
     write(study, tmp_path / "runs", elsewhere)
-    tables.build(study, tmp_path / "runs", tmp_path)
+    tables.build(Results(study, tmp_path / "runs"), tmp_path)
     costs = pd.read_csv(tmp_path / "fake_cost.csv").set_index("method")
     assert costs.loc["lora", ["step_ms", "peak_memory_mb", "train_seconds"]].isna().all()  # of both devices
     assert costs.step_ms["increlora"] == 15.0
@@ -485,11 +507,11 @@ def test_times_of_different_devices_are_not_compared(tmp_path: Path) -> None:
 
 def test_artefacts_that_are_left_out_are_skipped(records: Path, tmp_path: Path) -> None:
     rows = {"rows": [{"method": "lora", "budgets": [2]}], "tasks": ["rte"]}
-    small = make_study(artefacts={"table1": rows})
-    built = {path.name for path in tables.build(small, records, tmp_path)}
+    small = Results(make_study(artefacts={"table1": rows}), records)
+    built = {path.name for path in tables.build(small, tmp_path)}
     names = (f"fake_{name}.{suffix}" for name in ("table1", "checkpoints", "cost") for suffix in ("csv", "md", "tex"))
     assert built == {"fake_runs.csv", *names}
-    assert figures.build(small, records, tmp_path) == []
+    assert figures.build(small, tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -530,8 +552,8 @@ def test_latex_escapes_and_is_balanced(built: list[Path]) -> None:
 
 
 def test_markdown_escapes() -> None:
-    grid = Grid("a*b", (Column("x|y", left=True),), ((Entry("a|b"),), (Entry("<i>", "0.10", "†", bold=True),)))
-    text = markdown(Table("t", "T", (grid,), ("p < q",), pd.DataFrame(), {}))
+    panel = Panel("a*b", (Column("x|y", left=True),), ((Entry("a|b"),), (Entry("<i>", "0.10", "†", bold=True),)))
+    text = markdown(Table("t", "T", (panel,), ("p < q",), pd.DataFrame(), {}))
     lines = [re.sub(r" +", " ", line) for line in text.splitlines()]
     assert lines[2:4] == ["**a\\*b**", ""]
     assert [lines[4], *lines[6:]] == ["| x\\|y |", "| a\\|b |", "| **\\<i>** ± 0.10 † |", "", "- p \\< q"]
@@ -544,22 +566,22 @@ def test_numbers_as_printed() -> None:
     assert [fixed(v, 2, sign=True) for v in (0.001, -0.001, 1.5, -1.5, None)] == ["0.00", "0.00", "+1.50", "−1.50", "–"]
 
 
-def test_show_fits_the_terminal(study: Study, records: Path) -> None:
-    text = show(study, records, width=120)
+def test_show_fits_the_terminal(results: Results) -> None:
+    text = show(results, width=120)
     assert max(map(len, text.splitlines())) <= 120
     assert "\033[" not in text  # not a terminal here
-    one = show(study, records, "table1", bold=True)
+    one = show(results, "table1", bold=True)
     assert "\033[1m" in one
     assert "Table 2" not in one
-    assert "Claims of the paper" in show(study, records, "claims")
+    assert "Claims of the paper" in show(results, "claims")
     with pytest.raises(ConfigError, match="table1"):
-        show(study, records, "tabel1")
+        show(results, "tabel1")
 
 
-def test_too_wide_a_grid_is_continued_below() -> None:
+def test_too_wide_a_panel_is_continued_below() -> None:
     columns = (Column("Method", left=True), *(Column(f"column {i}") for i in range(30)))
     row = (Entry("name"), *(Entry("12.34", "0.56") for _ in range(30)))
-    table = Table("t", "Title", (Grid("caption", columns, (row,)),), (), pd.DataFrame(), {})
+    table = Table("t", "Title", (Panel("caption", columns, (row,)),), (), pd.DataFrame(), {})
     lines = terminal(table, 80).splitlines()
     assert max(map(len, lines)) <= 80
     assert sum("12.34" in line for line in lines) == sum("name" in line for line in lines) > 1
@@ -593,8 +615,12 @@ def test_figures_come_with_their_numbers(study: Study, built: list[Path], out: P
     training = pd.read_csv(out / "fake_training.csv")
     quantities = training.groupby("method").quantity.agg(set).to_dict()
     assert quantities == {"increlora": {"total_rank", "penalty", "score", "event"}, "lora": {"score"}}
+    total = training[training.quantity == "total_rank"].set_index("step")
+    assert total.index.tolist() == [0, 10, 11, 12, 20]  # seeds grow at 10, 11 and 12; training ends at 20
+    assert total["mean"].tolist() == pytest.approx([12, 16, 20, 24, 24])
+    assert total["seeds"].tolist() == [3] * 5
     growth = pd.read_csv(out / "fake_rank_growth.csv").groupby("step")["rank"].sum()
-    assert growth.index.tolist() == [0, 10, 11, 12, 20]  # seeds grow at 10, 11 and 12; training ends at 20
+    assert growth.index.tolist() == [0, 10, 11, 12, 20]
     assert growth.tolist() == pytest.approx([12, 16, 20, 24, 24], abs=1e-2)
     pdf = (out / "fake_figure6.pdf").read_bytes()
     assert b"/FontFile2" in pdf  # TrueType, embedded
@@ -602,11 +628,12 @@ def test_figures_come_with_their_numbers(study: Study, built: list[Path], out: P
 
 
 def test_figure_without_records_says_so(study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    built = figures.build(study, tmp_path / "none", tmp_path / "out")
+    nothing = Results(study, tmp_path / "none")
+    built = figures.build(nothing, tmp_path / "out")
     assert all(path.stat().st_size > 0 for path in built)
     for name in ("figure4", "figure5", "figure6", "rank_growth", "training", "claims"):
         assert f"fake_{name}: no records for" in caplog.text
-    assert tables.build(study, tmp_path / "none", tmp_path / "out")
+    assert tables.build(nothing, tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -615,17 +642,17 @@ def test_titles_are_no_formulas(records: Path, tmp_path: Path) -> None:
     title = r"$x_$ \n {0} `b` | *c* <d> %"
     methods = make_study().model_dump(mode="json", exclude_unset=True)["methods"]
     methods["increlora"]["title"] = title
-    study = make_study(methods=methods, only=("table1", "figure6", "rank_growth", "training"))
-    assert figures.build(study, records, tmp_path)
-    assert title in show(study, records, "cost", width=300)
-    text = markdown(tables.table1(Results(study, records)))
+    results = Results(make_study(methods=methods, only=("table1", "figure6", "rank_growth", "training")), records)
+    assert figures.build(results, tmp_path)
+    assert title in show(results, "cost", width=300)
+    text = markdown(tables.table1(results))
     assert r"$x_$ \\n {0} \`b\` \| \*c\* \<d> %" in text
 
 
 def test_claims_none_of_which_the_paper_has_a_number_for_are_drawn(tmp_path: Path) -> None:
     study = make_study(only=("variants", "claims"))
     write(study, tmp_path / "records")
-    figures.build(study, tmp_path / "records", tmp_path / "out")
+    figures.build(Results(study, tmp_path / "records"), tmp_path / "out")
     drawn = pd.read_csv(tmp_path / "out" / "fake_claims.csv")
     assert drawn["name"].tolist() == ["sqrt"]
     assert drawn["paper"].isna().all()
@@ -638,13 +665,13 @@ def test_figures_with_a_part_of_the_records(study: Study, tmp_path: Path) -> Non
         return None if gone or settings.seed else record
 
     write(study, tmp_path, change)
-    assert len(figures.build(study, tmp_path, tmp_path / "out")) == 18
+    assert len(figures.build(Results(study, tmp_path), tmp_path / "out")) == 18
     assert pd.read_csv(tmp_path / "out" / "fake_figure4.csv").ci_low.isna().all()
 
 
 @pytest.mark.slow
 def test_two_builds_are_the_same_bytes(study: Study, records: Path, built: list[Path], tmp_path: Path) -> None:
-    again = build_all(study, records, tmp_path)
+    again = build_all(Results(study, records), tmp_path)
     assert len(built) == 8 * 3 + 6 * 3 + 1
     assert [a.name for a, b in zip(built, again, strict=True) if a.read_bytes() != b.read_bytes()] == []
 

@@ -12,6 +12,7 @@ import pytest
 from increlora import IncreLoraConfig
 from increlora.glue.tasks import TASKS
 from increlora.report import figures, published, tables
+from increlora.report.results import Results
 from increlora.study import jobs
 from increlora.study.config import Study
 from increlora.study.grid import trials
@@ -45,6 +46,11 @@ def study(request: pytest.FixtureRequest) -> Study:
     return load_study(*STUDIES[request.param])
 
 
+@pytest.fixture(scope="module")
+def results(study: Study) -> Results:
+    return Results(study, RECORDS)
+
+
 def test_the_default_study_and_the_choice_of_its_settings_are_committed() -> None:
     assert {load_study(*files).study for files in ((DEFAULT,), SELECTION)} <= {*COMMITTED} <= {*STUDIES}
 
@@ -58,9 +64,9 @@ def test_records_belong_to_the_config_and_are_written_to_the_same_bytes(study: S
 
 
 @pytest.mark.slow
-def test_tables_come_from_the_records(study: Study, tmp_path: Path) -> None:
-    write_csv(plan(study), tmp_path / f"{study.study}_plan.csv")
-    tables.build(study, RECORDS, tmp_path)
+def test_tables_come_from_the_records(results: Results, tmp_path: Path) -> None:
+    write_csv(plan(results.study), tmp_path / f"{results.study.study}_plan.csv")
+    tables.build(results, tmp_path)
     published.table().write(tmp_path)
     built = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(built) > 10
@@ -69,8 +75,8 @@ def test_tables_come_from_the_records(study: Study, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_numbers_of_figures_come_from_the_records(study: Study, tmp_path: Path) -> None:
-    for path in figures.build(study, RECORDS, tmp_path):
+def test_numbers_of_figures_come_from_the_records(results: Results, tmp_path: Path) -> None:
+    for path in figures.build(results, tmp_path):
         if path.suffix == ".csv":
             assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes(), path.name
         assert (ROOT / "figures" / path.name).exists()

@@ -22,16 +22,19 @@ from increlora.errors import unknown
 from increlora.glue.tasks import TASKS
 from increlora.methods.families import locate
 from increlora.report import published
-from increlora.report.render import NOTHING, Column, Entry, Grid, Table, between, fixed, probability
-from increlora.report.results import Line, Results, averaged, header
+from increlora.report.render import NOTHING, Column, Entry, Panel, Table, between, fixed, probability
+from increlora.report.results import Line, Results, about, averaged, rule_note
 from increlora.report.statistics import ALPHA, Estimate, Tested, gini, holm, over_tasks, paired
 from increlora.study.cells import Cell, method_of
 from increlora.training.record import Allocation
 
-DECIMALS = {
-    **dict.fromkeys(("estimate", "ci_low", "ci_high", "corrected_low", "corrected_high", "visible", "paper_effect"), 6),
-    **{"p": 6, "p_corrected": 6},
-}
+COLUMNS = (
+    "name claim where place unit sign estimate ci_low ci_high p p_corrected corrected_low corrected_high visible runs "
+    "seeds paper paper_effect verdict detail"
+).split()
+DECIMALS = dict.fromkeys(
+    "estimate ci_low ci_high corrected_low corrected_high visible paper_effect p p_corrected".split(), 6
+)
 PLACES = {"points": 2, "mean norm": 3, "Gini": 3, "ranks": 2, "%": 1}
 """Printed decimals by unit."""
 FAVOURED = ("W_v", "W_o", "W_f1")
@@ -117,7 +120,7 @@ def _norm_with_reserve(allocation: Allocation) -> float | None:
     return points[-1].norm_with_reserve if points else None
 
 
-def _favour(allocation: Allocation) -> float | None:
+def _favoured_minus_others(allocation: Allocation) -> float | None:
     """Mean rank of the matrices that the paper names, minus that of the others."""
     placed = [(place.matrix in FAVOURED, rank) for name, rank in allocation.ranks.items() if (place := locate(name))]
     groups = [[rank for favoured, rank in placed if favoured is which] for which in (True, False)]
@@ -139,7 +142,7 @@ QUANTITIES: dict[str, Callable[[Results, Cell], dict[int, float]]] = {
     "norm": _of_ranks(_norm_at_the_end),
     "norm with reserve": _of_ranks(_norm_with_reserve),
     "concentration": _of_ranks(lambda allocation: gini(allocation.ranks.values())),
-    "favour": _of_ranks(_favour),
+    "favour": _of_ranks(_favoured_minus_others),
     "excess over formula": _over_formula,
 }
 
@@ -311,11 +314,9 @@ def table(results: Results) -> Table:
         claim, tested, places = one.claim, one.tested, PLACES[one.claim.unit]
         estimate = tested.estimate
         verdict = f"{one.verdict}: {one.detail}" if one.detail else one.verdict
-        texts = (
-            *(claim.claim, one.place, fixed(estimate.mean, places, sign=True), between(tested.interval, places)),
-            *(probability(tested.p), str(one.runs), fixed(None if claim.margin else tested.visible, places)),
-            *(claim.unit, one.paper or NOTHING),
-        )
+        texts = [claim.claim, one.place, fixed(estimate.mean, places, sign=True), between(tested.interval, places)]
+        texts += [probability(tested.p), str(one.runs), fixed(None if claim.margin else tested.visible, places)]
+        texts += [claim.unit, one.paper or NOTHING]
         entries.append((*map(Entry, texts), Entry(verdict, bold=one.verdict not in (NOT_VISIBLE, "no records"))))
         low, high = estimate.interval() or (None, None)
         corrected_low, corrected_high = tested.interval or (None, None)
@@ -332,17 +333,14 @@ def table(results: Results) -> Table:
     verdicts = Counter(one.verdict for one in found)
     notes = [
         f"{', '.join(f'{number} {verdict}' for verdict, number in verdicts.items())}.",
-        *header(results)[:2],
+        about(results),
+        rule_note(results.study),
         *_RULES,
         f"The paper's numbers are {published.TITLE} on GLUE"
         + (f"; here {results.not_comparable}" if results.not_comparable else "")
         + ". A verdict is one about the method in this study's setting.",
         *(f"Left out, the study has no rows for it: {claim.claim}." for claim in lacking),
     ]
-    names = (
-        *("name", "claim", "where", "place", "unit", "sign", "estimate", "ci_low", "ci_high", "p", "p_corrected"),
-        *("corrected_low", "corrected_high", "visible", "runs", "seeds", "paper", "paper_effect", "verdict", "detail"),
-    )
-    grid = Grid(f"Study {study}", tuple(columns), tuple(entries))
-    tidy = pd.DataFrame(rows, columns=list(names))
-    return Table(f"{study}_claims", "Claims of the paper", (grid,), tuple(notes), tidy, DECIMALS)
+    panel = Panel(f"Study {study}", tuple(columns), tuple(entries))
+    tidy = pd.DataFrame(rows, columns=COLUMNS)
+    return Table(f"{study}_claims", "Claims of the paper", (panel,), tuple(notes), tidy, DECIMALS)

@@ -11,12 +11,23 @@ from increlora.glue.tasks import TASKS
 from increlora.methods.registry import REFERENCE
 from increlora.report import statistics
 from increlora.report.published import ALL
-from increlora.report.render import NOTHING, Column, Entry, Grid, Table, count, fixed, times
-from increlora.report.results import Line, Results, averaged, header, reference_of, rule_in_words, score, tiers
+from increlora.report.render import NOTHING, Column, Entry, Panel, Table, count, fixed, times
+from increlora.report.results import (
+    Line,
+    Results,
+    about,
+    averaged,
+    method_notes,
+    reference_of,
+    rule_in_words,
+    rule_note,
+    score,
+    tiers,
+)
 from increlora.report.statistics import over_tasks, paired
 from increlora.study.cells import method_of
 from increlora.study.grid import best, trials
-from increlora.training.record import CHECKPOINTS
+from increlora.training.record import RULES
 
 # ---- Checkpoints
 
@@ -32,8 +43,8 @@ def checkpoints(results: Results) -> Table:
     for line in lines:
         for task, members in places.items():
             cells = [line.on(member) for member in members]
-            values = {rule: [results.by_rule[rule].by_seed(cell) for cell in cells] for rule in CHECKPOINTS}
-            for rule in CHECKPOINTS:
+            values = {rule: [results.by_rule[rule].by_seed(cell) for cell in cells] for rule in RULES}
+            for rule in RULES:
                 shown = over_tasks(values[rule])
                 more = over_tasks([paired(*both) for both in zip(values["best"], values[rule], strict=True)])
                 low, high = shown.interval() or (None, None)
@@ -45,7 +56,7 @@ def checkpoints(results: Results) -> Table:
                     | {"best_minus_high": more_high, "seeds": shown.n}
                 )
     tidy = pd.DataFrame(rows).astype({"budget": "Int64"})
-    shown_rules = [rule for rule in CHECKPOINTS if tidy.loc[tidy["checkpoint"] == rule, "mean"].notna().any()]
+    shown_rules = [rule for rule in RULES if tidy.loc[tidy["checkpoint"] == rule, "mean"].notna().any()]
     others = [rule for rule in shown_rules if rule != "best"]
     entries, worths = [], []
     for line in lines:
@@ -57,8 +68,8 @@ def checkpoints(results: Results) -> Table:
     headings = [Column("Method", left=True), *(Column(rule, "All") for rule in shown_rules)]
     headings += [Column(rule, "best minus") for rule in others]
     caption = f"Study {results.study.study}: mean over {_names(in_all)}, ± sd over seeds"
-    grid = Grid(caption, tuple(headings), tuple(entries), tiers(lines))
-    notes = [header(results)[0], *(f"{rule_in_words(results.study, rule)}." for rule in shown_rules)]
+    panel = Panel(caption, tuple(headings), tuple(entries), tiers(lines))
+    notes = [about(results), *(f"{rule_in_words(results.study, rule)}." for rule in shown_rules)]
     for place, rule in enumerate(others):
         if known := [(worth[place], label) for label, worth in worths if worth[place] is not None]:
             (low, least), (high, most) = min(known), max(known)
@@ -67,7 +78,7 @@ def checkpoints(results: Results) -> Table:
                 f"({most}): what that choice is worth differs by method."
             )
     decimals = dict.fromkeys(tidy.columns[5:-1], 4)
-    return Table(f"{results.study.study}_checkpoints", "Checkpoint rules", (grid,), tuple(notes), tidy, decimals)
+    return Table(f"{results.study.study}_checkpoints", "Checkpoint rules", (panel,), tuple(notes), tidy, decimals)
 
 
 def _spread(sd: float | None) -> str:
@@ -99,18 +110,19 @@ def headroom(results: Results) -> Table:
         needed.append(f"{largest.label} minus {smallest.label}: at least {BUDGET_ERRORS:.0f} standard errors")
     rows = [row for _, found in gains for row in found]
     notes = [
-        *header(results)[:2],
+        about(results),
+        rule_note(results.study),
         f"Room (✓): {'; '.join(needed)}. Standard errors are those of the difference paired by seed.",
         *[f"No room: {row['row']}, {TASKS[row['task']].title}." for row in rows if row["room"] is False],
     ]
-    grids = tuple(grid for grid, _ in gains)
+    panels = tuple(panel for panel, _ in gains)
     decimals = {**dict.fromkeys(("high", "low", "difference", "error"), 4), "errors": 2}
-    return Table(f"{results.study.study}_headroom", "Headroom", grids, tuple(notes), pd.DataFrame(rows), decimals)
+    return Table(f"{results.study.study}_headroom", "Headroom", panels, tuple(notes), pd.DataFrame(rows), decimals)
 
 
 def _gains(
     results: Results, tasks: Sequence[str], high: Line, low: Line, points: float, errors: float
-) -> tuple[Grid, list[dict[str, Any]]]:
+) -> tuple[Panel, list[dict[str, Any]]]:
     entries, rows = [], []
     for task in tasks:
         one, other = (results.scores.column(line.on(task)) for line in (high, low))
@@ -126,7 +138,7 @@ def _gains(
         entries.append((Entry(TASKS[task].title), score(one), score(other), *map(Entry, texts)))
     columns = [Column("Task", left=True), Column(high.label), Column(low.label)]
     columns += [Column(title, "gain") for title in ("points", "standard error", "in errors")] + [Column("Room")]
-    return Grid(f"{high.label} minus {low.label}, paired by seed", tuple(columns), tuple(entries)), rows
+    return Panel(f"{high.label} minus {low.label}, paired by seed", tuple(columns), tuple(entries)), rows
 
 
 # ---- Selection of settings
@@ -180,33 +192,44 @@ def selection(results: Results) -> Table:
         "each_budget": f"at each budget the trial with the highest {what}",
     }[rule.over]
     notes = [
-        *header(results),
+        about(results),
+        rule_note(study),
+        *method_notes(results),
         f"Chosen: {how}; the same rule for every method. *: highest of a method at that budget.",
         f"Effort: {'; '.join(efforts)}.",
         *([f"Highest at the edge of the grid, so a better one may lie beyond: {'; '.join(edges)}."] if edges else []),
     ]
     sides = tuple(Column(title, left=not number) for number, title in enumerate(columns))
-    shown_grid = Grid(f"Study {study.study}: trials", sides, tuple(entries), frozenset(rules) - {0})
+    panel = Panel(f"Study {study.study}: trials", sides, tuple(entries), frozenset(rules) - {0})
     title = "Selection of training settings"
-    return Table(f"{study.study}_selection", title, (shown_grid,), tuple(notes), pd.DataFrame(rows), {"mean": 4})
+    return Table(f"{study.study}_selection", title, (panel,), tuple(notes), pd.DataFrame(rows), {"mean": 4})
 
 
 # ---- Cost
 
 COST_COLUMNS = (
-    *("row", "method", "budget", "runs", "trainable", "peak_trainable", "optimizer_state", "state_without_head"),
-    *("together", "paper_formula", "paper_numbers", "formula_ratio", "peak_memory_mb", "peak_memory_ratio"),
-    *("step_ms", "step_ratio", "step_more_ms", "train_seconds", "devices"),
-)
+    "row method budget runs trainable peak_trainable optimizer_state state_without_head together paper_formula "
+    "paper_numbers formula_ratio peak_memory_mb peak_memory_ratio step_ms step_ratio step_more_ms train_seconds devices"
+).split()
+_COUNTS = "trainable peak_trainable optimizer_state state_without_head together paper_numbers".split()
 COST_DECIMALS = {
-    **dict.fromkeys(("trainable", "peak_trainable", "optimizer_state", "state_without_head", "together"), 1),
-    **{"paper_numbers": 1, "peak_memory_mb": 1, "step_ms": 2, "step_more_ms": 2, "train_seconds": 1},
-    **dict.fromkeys(("formula_ratio", "peak_memory_ratio", "step_ratio"), 3),
+    **dict.fromkeys([*_COUNTS, "peak_memory_mb", "train_seconds"], 1),
+    **dict.fromkeys(["step_ms", "step_more_ms"], 2),
+    **dict.fromkeys(["formula_ratio", "peak_memory_ratio", "step_ratio"], 3),
 }
 _TO = f"to {REFERENCE.title}"
 _HEADINGS = (
-    *(("", "#Params"), ("Trainable", "at peak"), ("Optimizer", "state"), ("Both", "together"), ("Paper", "formula")),
-    *(("Paper", "numbers"), ("Both", "to formula"), ("Memory", "MiB"), ("Memory", _TO), ("Step", "ms"), ("Step", _TO)),
+    ("", "#Params"),
+    ("Trainable", "at peak"),
+    ("Optimizer", "state"),
+    ("Both", "together"),
+    ("Paper", "formula"),
+    ("Paper", "numbers"),
+    ("Both", "to formula"),
+    ("Memory", "MiB"),
+    ("Memory", _TO),
+    ("Step", "ms"),
+    ("Step", _TO),
     ("Step", "ms more"),
 )
 
@@ -220,15 +243,15 @@ def cost(results: Results) -> Table:
     study = results.study
     tasks, lines = results.main_lines()
     rows = [_cost_row(results, tasks, line, reference_of(lines, line)) for line in lines]
-    grid = Grid(
+    panel = Panel(
         f"Study {study.study}: cost of training, mean over tasks and seeds",
         (Column("Method", left=True), *(Column(title, group) for group, title in _HEADINGS)),
         tuple(map(_cost_entries, rows)),
         tiers(lines),
     )
-    notes = (*header(results, lines), *_cost_notes(results, rows))
-    tidy = pd.DataFrame(rows, columns=list(COST_COLUMNS)).astype({"budget": "Int64"})
-    return Table(f"{study.study}_cost", "Cost of training", (grid,), notes, tidy, COST_DECIMALS)
+    notes = (about(results), rule_note(study), *method_notes(results, lines), *_cost_notes(results, rows))
+    tidy = pd.DataFrame(rows, columns=COST_COLUMNS).astype({"budget": "Int64"})
+    return Table(f"{study.study}_cost", "Cost of training", (panel,), notes, tidy, COST_DECIMALS)
 
 
 def _cost_row(results: Results, tasks: Sequence[str], line: Line, reference: Line | None) -> dict[str, Any]:
@@ -244,8 +267,15 @@ def _cost_row(results: Results, tasks: Sequence[str], line: Line, reference: Lin
     measured = {name: results.mean_over_tasks(name, alone, line) for name in ("peak_memory_mb", "step_ms")}
     step = [mine - its for mine, its in _beside_reference(results, "step_ms", tasks, line, reference)]
     return {
-        **{"row": line.label, "method": line.variant, "budget": line.budget, "runs": len(runs), **means, **measured},
-        **{"together": together, "paper_formula": paper.formula if paper else None, "paper_numbers": numbers},
+        "row": line.label,
+        "method": line.variant,
+        "budget": line.budget,
+        "runs": len(runs),
+        **means,
+        **measured,
+        "together": together,
+        "paper_formula": paper.formula if paper else None,
+        "paper_numbers": numbers,
         "formula_ratio": together / numbers if together is not None and numbers else None,
         "paper_note": paper.note if paper else "",
         "peak_memory_ratio": _cost_ratio(results, "peak_memory_mb", tasks, line, reference),

@@ -37,16 +37,14 @@ from increlora.study.config import Figure4, Figure5, Figure6, RankGrowth, Study,
 
 log = logging.getLogger(__name__)
 
-DECIMALS = {
-    **dict.fromkeys(("mean", "sd", "ci_low", "ci_high", "low", "high", "gini", "entropy"), 6),
-    **{"params_mean": 1, "rank": 4, "largest": 2},
-    **dict.fromkeys(("estimate", "corrected_low", "corrected_high", "visible", "paper"), 6),
-}
+DECIMALS = {"params_mean": 1, "rank": 4, "largest": 2} | dict.fromkeys(
+    "mean sd ci_low ci_high low high gini entropy estimate corrected_low corrected_high visible paper".split(), 6
+)
 SINGLE, DOUBLE = 3.35, 6.9
 """Widths of a column and of a page, in inches."""
 DPI = 300
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
-    *("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
+    "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7".split()
 )
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
 GREY = "#BBBBBB"
@@ -72,20 +70,22 @@ RC: dict[Any, Any] = {
 }
 _MATH = {name: f"$W_{{{name[2:]}}}$" for name in MATRICES}
 _MATRIX_COLOURS = {
-    **{"W_q": SKY, "W_k": BLUE, "W_v": GREEN, "W_qkv": PURPLE},
-    **{"W_o": YELLOW, "W_f1": ORANGE, "W_f2": VERMILLION},
+    "W_q": SKY,
+    "W_k": BLUE,
+    "W_v": GREEN,
+    "W_qkv": PURPLE,
+    "W_o": YELLOW,
+    "W_f1": ORANGE,
+    "W_f2": VERMILLION,
 }
 
 
-def build(study: Study, records_root: str | Path, out_dir: str | Path) -> list[Path]:
+def build(results: Results, out_dir: str | Path) -> list[Path]:
     """Writes every figure that the study has as PNG, PDF and CSV, and returns the files.
 
     A figure without any record is a page that says so, and a warning.
-
-    Raises:
-        RecordError: a record is malformed.
     """
-    results, out, paths = Results(study, records_root), Path(out_dir), []
+    study, out, paths = results.study, Path(out_dir), []
     for name in jobs.figures(study):
         numbers, draw = FIGURES[name]
         wanted, stem = getattr(study.artefacts.chosen, name), f"{study.study}_{name}"
@@ -176,8 +176,9 @@ def _published_points(results: Results, wanted: Figure4) -> list[tuple[str, str,
     """Published points as (task, method, budget or None for a line, value), where they are comparable."""
     if results.not_comparable:
         return []
+    ranks = {label: rank for rank, label in published.RANK_LABELS.items()}
     return [
-        (row.task, row.method, 2 if row.budget_label == "0.3M" else None, row.number)
+        (row.task, row.method, ranks.get(row.budget_label), row.number)
         for row in published.load()
         if row.artefact == "figure4" and row.number is not None and row.method in wanted.methods
     ]
@@ -221,16 +222,16 @@ def figure5(results: Results, wanted: Figure5) -> pd.DataFrame:
         about = {"advance": advance, "method": method}
         for allocation in found.values():
             rows += [
-                {"measure": measure, "components": components, **about, "step": one.step, "loss": getattr(one, name)}
+                {"measure": measure, "components": components, **about, "step": one.step, "value": getattr(one, name)}
                 for one in allocation.orthogonality
                 for measure, (_, *names) in MEASURES.items()
                 for components, name in zip(("active", "with reserve"), names, strict=True)
             ]
             rows += [
-                {"measure": "event", "components": "", **about, "step": event.step, "loss": 0.0}
+                {"measure": "event", "components": "", **about, "step": event.step, "value": 0.0}
                 for event in allocation.events
             ]
-    return _over_seeds(rows, ["measure", "components", "advance", "method", "step"], "loss")
+    return _over_seeds(rows, ["measure", "components", "advance", "method", "step"])
 
 
 def draw_figure5(data: pd.DataFrame, results: Results, wanted: Figure5) -> Figure:
@@ -350,34 +351,34 @@ def _heat_map(ax: Axes, grid: np.ndarray, low: float, high: float, places: int) 
 # ---- Growth of ranks
 
 
-def rank_growth(results: Results, wanted: RankGrowth) -> pd.DataFrame:
-    """Rank over training, mean over seeds: a row per step, layer (from 1) and matrix.
+def _tracks(results: Results, cell: Cell) -> pd.DataFrame:
+    """Ranks over training: a row for every step at which those of any seed change, and for the end of training.
 
-    Ranks change at events and stay until the next; seeds whose events differ are carried forward to common steps. The
-    last step is the end of training.
+    Columns are (seed, module). Ranks change at events and stay until the next.
     """
-    cell, tracks = Cell(wanted.task, wanted.method, wanted.budget), []
-    for seed, record in results.of(cell).items():
-        if (allocation := record.allocation) is None:
+    found = {}
+    for seed, allocation in results.allocations(cell).items():
+        if allocation.growth:
+            found[seed] = pd.DataFrame({one.step: one.ranks for one in allocation.growth}, index=allocation.modules).T
+            found[seed].loc[results.records[cell, seed].cost.steps] = allocation.growth[-1].ranks
+    names = ["seed", "module"]
+    if not found:
+        return pd.DataFrame(columns=pd.MultiIndex.from_arrays([[], []], names=names))
+    return pd.concat(found, axis="columns", names=names).sort_index().ffill()
+
+
+def rank_growth(results: Results, wanted: RankGrowth) -> pd.DataFrame:
+    """Rank over training, mean over seeds: a row per step, layer (from 1) and matrix."""
+    tracks, rows = _tracks(results, Cell(wanted.task, wanted.method, wanted.budget)), []
+    for module, ranks in tracks.T.groupby(level="module").mean().iterrows():
+        place = locate(module)
+        if place is None:
+            log.warning("rank_growth: %s is none of the six matrices of a layer; left out", module)
             continue
-        places = [place for place in map(locate, allocation.modules) if place is not None]
-        points = {point.step: point.ranks for point in allocation.growth or ()}
-        if not points or len(places) < len(allocation.modules):
-            log.warning("rank_growth: seed %s has no ranks over training in the six matrices; left out", seed)
-            continue
-        track = pd.DataFrame(points, index=pd.MultiIndex.from_tuples(places, names=["layer", "matrix"])).T.sort_index()
-        if (end := record.cost.steps) > track.index[-1]:
-            track.loc[end] = track.iloc[-1]
-        tracks.append(track)
-    names = ["step", "layer", "matrix", "rank", "seeds"]
-    if not tracks:
-        return pd.DataFrame(columns=names)
-    steps = sorted(set().union(*(track.index for track in tracks)))
-    aligned = [track.reindex(steps).ffill().bfill() for track in tracks]
-    mean = pd.concat(aligned, keys=range(len(aligned)), names=["seed", "step"]).groupby(level="step").mean()
-    frame = mean.melt(ignore_index=False, value_name="rank").reset_index()
-    frame = frame.assign(layer=frame["layer"] + 1, seeds=len(tracks), order=frame["matrix"].map(MATRICES.index))
-    return frame.sort_values(["step", "layer", "order"])[names].reset_index(drop=True)
+        order = (place.layer + 1, MATRICES.index(place.matrix))
+        rows += [(step, *order, place.matrix, rank) for step, rank in ranks.items()]
+    frame = pd.DataFrame(sorted(rows), columns=["step", "layer", "order", "matrix", "rank"]).drop(columns="order")
+    return frame.assign(seeds=tracks.columns.unique("seed").size)
 
 
 def draw_rank_growth(data: pd.DataFrame, results: Results, wanted: RankGrowth) -> Figure:
@@ -442,12 +443,12 @@ def training(results: Results, wanted: TrainingCurves) -> pd.DataFrame:
                 if getattr(entry, quantity) is not None
             ]
             if method == wanted.method and record.allocation:
-                totals = {point.step: float(sum(point.ranks)) for point in record.allocation.growth}
-                totals[record.cost.steps] = float(record.allocation.total_rank)
-                rows += [{"quantity": "total_rank", **about, "step": at, "value": n} for at, n in totals.items()]
                 events = record.allocation.events
                 rows += [{"quantity": "event", **about, "step": event.step, "value": 0.0} for event in events]
-    return _over_seeds(rows, ["quantity", "method", "title", "step"], "value")
+        if method == wanted.method:
+            totals = _tracks(results, cell).T.groupby(level="seed").sum().T.melt(ignore_index=False)["value"]
+            rows += [{"quantity": "total_rank", **about, "step": step, "value": n} for step, n in totals.items()]
+    return _over_seeds(rows, ["quantity", "method", "title", "step"])
 
 
 def draw_training(data: pd.DataFrame, results: Results, wanted: TrainingCurves) -> Figure:
@@ -570,11 +571,11 @@ FIGURES: dict[str, tuple[Callable[[Results, Any], pd.DataFrame], Callable[[pd.Da
 # ---- What they share
 
 
-def _over_seeds(rows: list[dict[str, Any]], keys: list[str], value: str) -> pd.DataFrame:
-    """Mean, minimum and maximum of a value over seeds."""
+def _over_seeds(rows: list[dict[str, Any]], keys: list[str]) -> pd.DataFrame:
+    """Mean, minimum and maximum of `value` over seeds."""
     if not rows:
         return pd.DataFrame(columns=[*keys, "mean", "low", "high", "seeds"])
-    groups = pd.DataFrame(rows).groupby(keys, sort=True)[value]
+    groups = pd.DataFrame(rows).groupby(keys, sort=True)["value"]
     return groups.agg(mean="mean", low="min", high="max", seeds="count").reset_index()
 
 

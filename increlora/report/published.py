@@ -18,11 +18,13 @@ import pandas as pd
 
 from increlora.glue.tasks import TASKS
 from increlora.methods.registry import METHODS
-from increlora.report.render import NOTHING, Column, Entry, Grid, Table
+from increlora.report.render import NOTHING, Column, Entry, Panel, Table
 from increlora.study.config import Study
+from increlora.training.settings import Data
 
 BACKBONE = "microsoft/deberta-v3-base"
 TITLE = "DeBERTaV3-base"
+GLUE = Data.model_fields["name"].default
 
 ALL = "all"
 """Task of the column "All", the mean over the eight tasks."""
@@ -93,26 +95,9 @@ def printed_params(method: str, label: str | None) -> str:
     return next((row.params for row in rows if row.params), "")
 
 
-def budget_label(method: str, budget: int | None, budgets: list[int]) -> str | None:
-    """Which of the papers' budgets a row corresponds to.
-
-    With two budgets in a family of methods (as in Table 1) the larger corresponds to 1.2M and the smaller to 0.3M, on
-    any backbone; otherwise only the papers' own numbers are recognised.
-
-    Args:
-        method: registry name.
-        budget: the row's budget.
-        budgets: every budget of the row's family in the table.
-
-    Returns:
-        The label, `none` for a method without a budget, None where there is no counterpart.
-    """
-    if budget is None:
-        return "none"
-    ordered = sorted(set(budgets), reverse=True)
-    if len(ordered) == 2 and budget in ordered:
-        return ("1.2M", "0.3M")[ordered.index(budget)]
-    return NOMINAL.get(method, {}).get(budget)
+def budget_label(method: str, budget: int | None) -> str | None:
+    """The papers' label of a method's budget: `none` for a method without one, None where there is no counterpart."""
+    return "none" if budget is None else NOMINAL.get(method, {}).get(budget)
 
 
 def why_not_comparable(study: Study) -> str | None:
@@ -122,8 +107,12 @@ def why_not_comparable(study: Study) -> str | None:
         reasons.append(f"the backbone is {study.backbone.name}")
     if study.data.source == "builtin":
         reasons.append("the data are the built-in corpus, not GLUE")
+    elif study.data.name != GLUE:
+        reasons.append(f"the data are {study.data.name}")
     elif study.data.train_rows or study.data.eval_rows:
         reasons.append("only a part of each data set is used")
+    elif study.data.evaluate_on == "held_out":
+        reasons.append("scores are those of held-out training rows")
     return " and ".join(reasons) or None
 
 
@@ -145,14 +134,14 @@ def table() -> Table:
         for row in said
     ]
     columns = [Column(name, left=True) for name in ("Where", "What", "Task", "Value")]
-    grids = (
-        Grid(f"{TITLE}, GLUE development sets", tuple(headings), tuple(entries)),
-        Grid("Stated in the text, or recorded from the authors' code", tuple(columns), tuple(stated)),
+    panels = (
+        Panel(f"{TITLE}, GLUE development sets", tuple(headings), tuple(entries)),
+        Panel("Stated in the text, or recorded from the authors' code", tuple(columns), tuple(stated)),
     )
     sources = dict.fromkeys(row.source for row in (*values, *said))
     notes = (f"{NOTHING}: not known.", *_two_values(), f"Sources: {'; '.join(sources)}.")
     tidy = pd.DataFrame([vars(row) for row in (*values, *said)])
-    return Table("published", "Published values", grids, notes, tidy, {})
+    return Table("published", "Published values", panels, notes, tidy, {})
 
 
 def _what(row: Published) -> str:

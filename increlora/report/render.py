@@ -69,7 +69,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Panel:
     """One block of rows under common headings; `rules` are the rows above which a line is drawn."""
 
     caption: str
@@ -78,7 +78,7 @@ class Grid:
     rules: frozenset[int] = frozenset()
 
     def frame(self, printed: Callable[[Entry], str], heading: Callable[[str], str] = str) -> pd.DataFrame:
-        """The grid with every entry and heading in its printed form; headings are (group, title)."""
+        """The panel with every entry and heading in its printed form; headings are (group, title)."""
         names = [(heading(column.group), heading(column.title)) for column in self.columns]
         return pd.DataFrame([[printed(entry) for entry in row] for row in self.rows], columns=pd.Index(names))
 
@@ -89,7 +89,7 @@ class Table:
 
     name: str
     title: str
-    grids: tuple[Grid, ...]
+    panels: tuple[Panel, ...]
     notes: tuple[str, ...]
     tidy: pd.DataFrame
     decimals: dict[str, int]
@@ -152,14 +152,14 @@ def count(value: float | None) -> str:
 
 
 def markdown(table: Table) -> str:
-    """GitHub Markdown: the title, each grid under its caption, the notes as a list."""
+    """GitHub Markdown: the title, each panel under its caption, the notes as a list."""
     parts = [f"# {_md(table.title)}"]
-    for grid in table.grids:
-        frame = grid.frame(_md_entry, _md)
+    for panel in table.panels:
+        frame = panel.frame(_md_entry, _md)
         frame.columns = pd.Index([" ".join(filter(None, names)) for names in frame.columns])
-        sides = ["left" if column.left else "right" for column in grid.columns]
+        sides = ["left" if column.left else "right" for column in panel.columns]
         text = frame.to_markdown(index=False, disable_numparse=True, colalign=sides)
-        parts.append(f"**{_md(grid.caption)}**\n\n{text}")
+        parts.append(f"**{_md(panel.caption)}**\n\n{text}")
     parts.append("\n".join(f"- {_md(note)}" for note in table.notes))
     return "\n\n".join(parts) + "\n"
 
@@ -174,14 +174,14 @@ def _md_entry(entry: Entry) -> str:
 
 
 def latex(table: Table) -> str:
-    """One floating table per grid (packages: amssymb, booktabs, graphicx), the notes below the first."""
+    """One floating table per panel (packages: amssymb, booktabs, graphicx), the notes below the first."""
     title = re.sub(r"^Table \d+: ", "", table.title)  # LaTeX numbers its tables itself
     parts = [f"% {table.title}\n% Needs \\usepackage{{amssymb,booktabs,graphicx}}."]
-    for number, grid in enumerate(table.grids):
+    for number, panel in enumerate(table.panels):
         label = f"tab:{table.name.replace('_', '-')}" + (f"-{number}" if number else "")
-        caption = latex_escape(f"{title[:1].upper()}{title[1:]}. {grid.caption}")
+        caption = latex_escape(f"{title[:1].upper()}{title[1:]}. {panel.caption}")
         head = [r"\begin{table*}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
-        parts += [*head, _tabular(grid)]
+        parts += [*head, _tabular(panel)]
         if not number:
             notes = [latex_escape(note) + r"\par" for note in table.notes]
             parts += ["", r"\smallskip", r"\begin{minipage}{\textwidth}\footnotesize", *notes, r"\end{minipage}"]
@@ -189,19 +189,17 @@ def latex(table: Table) -> str:
     return "\n".join(parts)
 
 
-def _tabular(grid: Grid) -> str:
-    """The grid as a tabular that shrinks to the width of the text where it is wider."""
-    stacked = len(grid.columns) >= _STACKED
-    frame = grid.frame(lambda entry: _tex_entry(entry, stacked), latex_escape)
-    grouped = any(column.group for column in grid.columns)
-    frame.columns = (
-        pd.MultiIndex.from_tuples(frame.columns) if grouped else pd.Index([title for _, title in frame.columns])
-    )
-    sides = "".join("l" if column.left else "r" for column in grid.columns)
+def _tabular(panel: Panel) -> str:
+    """The panel as a tabular that shrinks to the width of the text where it is wider."""
+    stacked = len(panel.columns) >= _STACKED
+    frame = panel.frame(lambda entry: _tex_entry(entry, stacked), latex_escape)
+    if not any(column.group for column in panel.columns):
+        frame.columns = frame.columns.droplevel(0)
+    sides = "".join("l" if column.left else "r" for column in panel.columns)
     style = frame.style.hide(axis="index")
     lines = style.to_latex(column_format=f"@{{}}{sides}@{{}}", hrules=True, multicol_align="c").splitlines()
     first = lines.index(r"\midrule") + 1
-    for row in sorted(grid.rules, reverse=True):
+    for row in sorted(panel.rules, reverse=True):
         lines.insert(first + row, r"\midrule")
     fit = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
     return "\n".join([fit, *lines]) + "}"
@@ -225,7 +223,7 @@ def _tex_entry(entry: Entry, stacked: bool) -> str:
 def terminal(table: Table, width: int = 120, bold: bool = False) -> str:
     """Text for a terminal of so many columns.
 
-    A grid that is too wide gets the spread on a line below the mean; one that still is too wide is continued below.
+    A panel that is too wide gets the spread on a line below the mean; one that still is too wide is continued below.
 
     Args:
         table: what to print.
@@ -235,9 +233,9 @@ def terminal(table: Table, width: int = 120, bold: bool = False) -> str:
     console = Console(width=width, force_terminal=bold, color_system="standard" if bold else None, highlight=False)
     with console.capture() as captured:
         console.print(Text(table.title, style="bold"))
-        for grid in table.grids:
+        for panel in table.panels:
             console.print()
-            for part in _parts(grid, console):
+            for part in _parts(panel, console):
                 console.print(part)
         console.print()
         for note in table.notes:
@@ -245,23 +243,23 @@ def terminal(table: Table, width: int = 120, bold: bool = False) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
-def _parts(grid: Grid, console: Console) -> list[RichTable]:
-    """The grid in one piece if it fits, otherwise in several with the columns of labels repeated."""
-    number = next((i for i, column in enumerate(grid.columns) if not column.left), len(grid.columns))
-    labels, values = list(range(number)), list(range(number, len(grid.columns)))
+def _parts(panel: Panel, console: Console) -> list[RichTable]:
+    """The panel in one piece if it fits, otherwise in several with the columns of labels repeated."""
+    number = next((i for i, column in enumerate(panel.columns) if not column.left), len(panel.columns))
+    labels, values = list(range(number)), list(range(number, len(panel.columns)))
     for apart in (" ±", "\n±"):
-        whole = _rich(grid, [*labels, *values], apart)
+        whole = _rich(panel, [*labels, *values], apart)
         if _width(console, whole) <= console.width:
             return [whole]
     parts, chosen = [], labels
     for i in values:
-        wider = _rich(grid, [*chosen, i], apart)
+        wider = _rich(panel, [*chosen, i], apart)
         fits = _width(console, wider) <= console.width
         if not fits and chosen != labels:
-            parts.append(_rich(grid, chosen, apart))
+            parts.append(_rich(panel, chosen, apart))
             chosen = labels
         chosen = [*chosen, i]
-    return [*parts, _rich(grid, chosen, apart)]
+    return [*parts, _rich(panel, chosen, apart)]
 
 
 def _width(console: Console, table: RichTable) -> int:
@@ -269,19 +267,19 @@ def _width(console: Console, table: RichTable) -> int:
     return Measurement.get(console, console.options.update(max_width=10_000), table).minimum
 
 
-def _rich(grid: Grid, chosen: Sequence[int], apart: str) -> RichTable:
+def _rich(panel: Panel, chosen: Sequence[int], apart: str) -> RichTable:
     table = RichTable(
-        title=Text(grid.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+        title=Text(panel.caption), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
     )
-    cells = {i: [_rich_entry(row[i], apart) for row in grid.rows] for i in chosen}
+    cells = {i: [_rich_entry(row[i], apart) for row in panel.rows] for i in chosen}
     for i in chosen:
-        column = grid.columns[i]
+        column = panel.columns[i]
         heading = Text("\n".join(filter(None, (column.group, column.title))))
         longest = max(line.cell_len for text in (heading, *cells[i]) for line in text.split())
         least = min(longest, _LABEL) if column.left else longest
         table.add_column(heading, justify="left" if column.left else "right", no_wrap=not column.left, min_width=least)
     for number, row in enumerate(zip(*cells.values(), strict=True)):
-        if number in grid.rules:
+        if number in panel.rules:
             table.add_section()
         table.add_row(*row)
     return table

@@ -1,7 +1,7 @@
 """A study with its records: one tidy frame, the rows of its tables, the scores over seeds, and the notes below a table.
 
-A missing record is a missing row; a malformed one is an error that names the file. Records of variants or seeds that
-the study does not have (any more) are left out with a warning.
+A missing record is a missing row; a malformed one is an error that names the file. Records of runs that the study does
+not have (any more) are left out with a warning.
 
 A run that *collapsed* (constant predictions) counts with the score that it has: it is what the method did. A run that
 *diverged* counts with the last score before, if the shown checkpoint has one, and is missing from the mean otherwise.
@@ -15,106 +15,67 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from increlora.errors import IncreLoraError
 from increlora.glue.tasks import TASKS
 from increlora.methods.method import Component
 from increlora.methods.registry import METHODS, REFERENCE
 from increlora.report import published, statistics
-from increlora.report.render import Entry, Grid, fixed
+from increlora.report.render import Entry, Panel, fixed
 from increlora.report.statistics import Estimate, over_tasks, paired
 from increlora.study.cells import Cell, all_cells, kind_of, make_cell, method_of, ranks_from
 from increlora.study.config import Study
 from increlora.study.settings import run_settings
-from increlora.training.record import CHECKPOINTS, Allocation, Checkpoint, Record, RecordError, read_record
+from increlora.study.verify import unexpected
+from increlora.training.record import RULES, Allocation, Record, RecordError, Rule, state
 
 log = logging.getLogger(__name__)
 
-COST = ("peak_trainable", "optimizer_state", "peak_memory_mb", "step_ms", "train_seconds", "wall_seconds")
 COLUMNS = (
-    *("study", "task", "method", "title", "kind", "budget", "seed", "status", "reason", "digest", "stale"),
-    *("checkpoint", "step", "metric", "value", "total_rank"),
-    *("trainable", "head", "total", "budget_parameters", "deviation"),
-    *COST,
-    *("device", "threads", "commit"),
-)
+    "study task method title kind budget seed status reason digest stale checkpoint step metric value total_rank "
+    "trainable head total budget_parameters deviation peak_trainable optimizer_state peak_memory_mb step_ms "
+    "train_seconds wall_seconds device threads commit"
+).split()
 DECIMALS = {"value": 4, "deviation": 4, "peak_memory_mb": 1, "step_ms": 2, "train_seconds": 1, "wall_seconds": 1}
 
-Run = tuple[Cell, int]
+RunKey = tuple[Cell, int]
 """A run of a study: its cell and seed."""
 
 # ---- Records
 
 
-def read_all(records_root: str | Path, study: Study) -> dict[Run, Record]:
-    """Every record of the study, in the order of tasks, variants, budgets and seeds.
+def read_all(records_root: str | Path, study: Study) -> tuple[dict[RunKey, Record], set[RunKey]]:
+    """Every record of the study, in the order of tasks, variants, budgets and seeds, and which of them are stale.
 
     Raises:
         RecordError: names the file and what is wrong with it.
     """
-    found: dict[Run, Record] = {}
-    for path in sorted(Path(records_root, study.study).glob("*/*/*/seed*.json")):
-        try:
-            record = read_record(path)
-        except RecordError as error:
-            raise RecordError(f"{path}: {error}; delete the file and run again to make it anew") from None
-        run = record.run
-        if path != run.settings.record_path(records_root):
-            raise RecordError(f"{path}: the record is that of {run.settings.record_path(records_root)}")
-        if run.method not in study.methods or run.seed not in study.seeds:
-            log.warning("%s: the study has no such method or seed; left out", path)
-            continue
-        found[Cell(run.task, run.method, run.budget), run.seed] = record
+    if others := unexpected(study, records_root):
+        log.warning("%d records are of no run of the study and left out, the first: %s", len(others), others[0])
     tasks, variants = list(TASKS), list(study.methods)
-
-    def order(run: Run) -> tuple[int, int, int, int]:
-        (task, variant, budget), seed = run
-        return tasks.index(task), variants.index(variant), budget or 0, seed
-
-    return {run: found[run] for run in sorted(found, key=order)}
-
-
-def _is_stale(record: Record, study: Study, run: Run) -> bool:
-    """Whether a record was made with other settings than those that the config gives its run now."""
-    try:
-        return record.run.digest != run_settings(study, *run).digest
-    except (IncreLoraError, KeyError):  # the config no longer has such a run
-        return True
-
-
-def _rows(record: Record, study: Study, stale: bool) -> list[dict[str, Any]]:
-    """A record's rows of the frame: one for each checkpoint rule and metric."""
-    run, parameters, cost, score, task = (
-        record.run,
-        record.parameters,
-        record.cost,
-        record.score,
-        TASKS[record.run.task],
-    )
-    about = {
-        **{name: getattr(run, name) for name in COLUMNS if name in type(run).model_fields},
-        **{name: getattr(parameters, name) for name in ("trainable", "head", "total", "deviation")},
-        **{name: getattr(cost, name) for name in (*COST, "device", "threads")},
-        **{"title": study.title(run.method), "stale": stale, "budget_parameters": parameters.budget},
-        "commit": record.provenance.commit,
-    }
-    rows = []
-    evaluations = {"test": score.best, "best": score.best, "last": score.last}
-    for checkpoint in CHECKPOINTS:
-        metrics, entry = record.shown(checkpoint), evaluations.get(checkpoint)
-        values = {} if metrics is None else {key: 100 * metrics[key] for key in task.metrics}
-        values |= {} if metrics is None else {"score": task.score(metrics)}
-        at = {"step": entry.step if entry else None, "total_rank": entry.total_rank if entry else None}
-        rows += [
-            {**about, **at, "checkpoint": checkpoint, "metric": name, "value": values.get(name, math.nan)}
-            for name in (*task.metrics, "score")
-        ]
-    return rows
+    cells = sorted(all_cells(study), key=lambda at: (tasks.index(at.task), variants.index(at.variant), at.budget or 0))
+    records: dict[RunKey, Record] = {}
+    stale: set[RunKey] = set()
+    for run in product(cells, sorted(study.seeds)):
+        settings = run_settings(study, *run)
+        path = settings.record_path(records_root)
+        status, detail, record = state(settings, path)
+        if status == "unreadable":
+            raise RecordError(f"{path}: {detail}; delete the file and run again to make it anew")
+        if record is None:
+            continue
+        if (own := record.run.settings.record_path(records_root)) != path:
+            raise RecordError(f"{path}: the record is that of {own}")
+        records[run] = record
+        if status != "ok":
+            log.warning("%s: made with other settings than the config's", path)
+            stale.add(run)
+    return records, stale
 
 
 # ---- Rows of a table
@@ -130,8 +91,6 @@ class Line(NamedTuple):
     """0 for the largest budget of the row's family in this table, and so on; None without a budget."""
     published_method: str
     """Registry name if the row is the method that the papers tabulate, empty if it is a variant of it."""
-    published_budget: str | None
-    """The papers' label of the row's budget, None where there is no counterpart."""
 
     def on(self, task: str) -> Cell:
         """The row's cell on a task."""
@@ -187,11 +146,18 @@ class Results:
     Args:
         study: the study.
         records_root: folder that holds ``<study>/<task>/<method>/<budget>/seed<seed>.json``.
+
+    Attributes:
+        records: by run.
+        stale: runs whose record was made with other settings than those that the config gives them now.
+
+    Raises:
+        RecordError: a record is malformed.
     """
 
     def __init__(self, study: Study, records_root: str | Path):
         self.study = study
-        self.records = read_all(records_root, study)
+        self.records, self.stale = read_all(records_root, study)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -200,18 +166,40 @@ class Results:
         `metric` is a metric key of the task, or `score`, the task's single number; `value` is in percent, NaN where the
         run has no such number. Columns about the run, its parameters and its cost repeat in each of its rows.
         """
-        stale = {run: _is_stale(record, self.study, run) for run, record in self.records.items()}
-        for run in (run for run, is_stale in stale.items() if is_stale):
-            log.warning("%s, seed %d: made with other settings than the config's", run[0].label, run[1])
-        rows = [row for run, record in self.records.items() for row in _rows(record, self.study, stale[run])]
+        rows = [row for run, record in self.records.items() for row in self._rows(run, record)]
         whole = ["budget", "step", "total_rank", "trainable", "head", "total", "budget_parameters", "peak_trainable"]
         types = dict.fromkeys([*whole, "optimizer_state", "threads", "seed"], "Int64") | {"value": float}
-        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
+        return pd.DataFrame(rows, columns=COLUMNS).astype(types)
+
+    def _rows(self, run: RunKey, record: Record) -> list[dict[str, Any]]:
+        """A record's rows of the frame: one for each checkpoint rule and metric."""
+        task, score = TASKS[record.run.task], record.score
+        about = {
+            **dict(record.parameters),
+            **dict(record.cost),
+            **dict(record.run),
+            "title": self.study.title(record.run.method),
+            "stale": run in self.stale,
+            "budget_parameters": record.parameters.budget,
+            "commit": record.provenance.commit,
+        }
+        rows = []
+        evaluations = {"test": score.best, "best": score.best, "last": score.last}
+        for rule in RULES:
+            metrics, entry = self.by_rule[rule].shown.get(run), evaluations.get(rule)
+            values = {"score": task.score(metrics)} if metrics else {}
+            values |= {name: 100 * value for name, value in (metrics or {}).items()}
+            at = {"step": entry.step if entry else None, "total_rank": entry.total_rank if entry else None}
+            rows += [
+                {**about, **at, "checkpoint": rule, "metric": name, "value": values.get(name, math.nan)}
+                for name in (*task.metrics, "score")
+            ]
+        return rows
 
     @cached_property
-    def by_rule(self) -> dict[Checkpoint, Scores]:
+    def by_rule(self) -> dict[Rule, Scores]:
         """Scores by each rule of which checkpoint is shown."""
-        return {rule: Scores(self.frame, self.study.seeds, rule) for rule in CHECKPOINTS}
+        return {rule: Scores(self, rule) for rule in RULES}
 
     @property
     def scores(self) -> Scores:
@@ -263,7 +251,6 @@ class Results:
                     self.study.title(variant) + named,
                     None if budget is None else family.index(budget),
                     kind if variant == kind else "",
-                    published.budget_label(kind, budget, family),
                 )
             )
         return lines
@@ -371,33 +358,29 @@ def tiers(lines: Sequence[Line]) -> frozenset[int]:
 
 
 class Scores:
-    """Scores of a study at one checkpoint rule.
+    """Scores of a study by one rule.
 
     Args:
-        frame: that of `Results`.
-        seeds: the study's seeds.
-        checkpoint: which number of a run is shown, see `Record.shown`.
+        results: the study with its records.
+        rule: which checkpoint is shown, see `Record.shown`.
+
+    Attributes:
+        shown: the metrics of every run that has some by this rule, as fractions.
     """
 
-    def __init__(self, frame: pd.DataFrame, seeds: Sequence[int], checkpoint: Checkpoint):
-        self.seeds = tuple(seeds)
-        self._values: dict[Run, dict[str, float]] = {}
-        self._status: dict[Run, str] = {}
-        self._stale: set[Run] = set()
-        shown = frame[frame["checkpoint"] == checkpoint]
-        for row in shown.itertuples():
-            run = Cell(row.task, row.method, None if pd.isna(row.budget) else int(row.budget)), int(row.seed)
-            self._values.setdefault(run, {})[row.metric] = row.value
-            self._status[run] = row.status
-            if row.stale:
-                self._stale.add(run)
+    def __init__(self, results: Results, rule: Rule):
+        self.seeds, self._records, self._stale = results.study.seeds, results.records, results.stale
+        found = {run: record.shown(rule) for run, record in self._records.items()}
+        self.shown = {run: metrics for run, metrics in found.items() if metrics is not None}
 
     def by_seed(self, cell: Cell, column: str | None = None) -> dict[int, float]:
         """Value of each seed that has one, in percent: a column of the task, or its single number."""
-        keys = ("score",) if column is None else TASKS[cell.task].columns[column]
-        found = {seed: self._values[cell, seed] for seed in self.seeds if (cell, seed) in self._values}
-        means = {seed: sum(values[key] for key in keys) / len(keys) for seed, values in found.items()}
-        return {seed: value for seed, value in means.items() if not math.isnan(value)}
+        task = TASKS[cell.task]
+        found = {seed: self.shown[cell, seed] for seed in self.seeds if (cell, seed) in self.shown}
+        return {
+            seed: task.score(metrics) if column is None else task.column_scores(metrics)[column]
+            for seed, metrics in found.items()
+        }
 
     def column(self, cell: Cell, column: str | None = None) -> Summary:
         """One entry of a table: a column of the task, or with None the task's single number."""
@@ -414,15 +397,18 @@ class Scores:
         return self._summary(over_tasks(pairs), [*ones, *others])
 
     def _summary(self, estimate: Estimate, cells: Sequence[Cell], scored: tuple[int, ...] = ()) -> Summary:
-        def seeds(condition: Callable[[Run], bool]) -> tuple[int, ...]:
+        def seeds(condition: Callable[[RunKey], bool]) -> tuple[int, ...]:
             return tuple(seed for seed in self.seeds if any(condition((cell, seed)) for cell in cells))
+
+        def ended(status: str) -> tuple[int, ...]:
+            return seeds(lambda run: run in self._records and self._records[run].run.status == status)
 
         return Summary(
             estimate,
             len(self.seeds),
-            missing=seeds(lambda run: run not in self._values),
-            collapsed=seeds(lambda run: self._status.get(run) == "collapsed"),
-            diverged=seeds(lambda run: self._status.get(run) == "diverged"),
+            missing=seeds(lambda run: run not in self._records),
+            collapsed=ended("collapsed"),
+            diverged=ended("diverged"),
             stale=seeds(lambda run: run in self._stale),
             scored=scored,
         )
@@ -434,8 +420,8 @@ _DATA = {"builtin": "the built-in GLUE-shaped corpus (not GLUE)", "hub": "{name}
 CHECKPOINT = {
     "crossfit": "crossfit, chosen on one half of the {rows} and shown on the other, mean of both ways",
     "test": "test, chosen on the development split and shown on the test split",
-    "best": "best, chosen and shown on the same {rows} as in the papers, which flatters methods whose scores "
-    "vary more between evaluations",
+    "best": "best, chosen and shown on the same {rows}{papers}, which flatters methods whose scores vary more between "
+    "evaluations",
     "last": "last, the evaluation at the end of training",
 }
 """What each rule for the shown checkpoint means, in words (see `rule_in_words`)."""
@@ -449,13 +435,14 @@ _MARKS = {
 
 def rule_in_words(study: Study, rule: str) -> str:
     """What a rule for the shown checkpoint means, with the rows on which this study evaluates."""
-    held_out = study.data.evaluate_on == "held_out"
-    return CHECKPOINT[rule].format(rows="held-out training rows" if held_out else "development rows")
+    if study.data.evaluate_on == "held_out":
+        return CHECKPOINT[rule].format(rows="held-out training rows", papers="")
+    return CHECKPOINT[rule].format(rows="development rows", papers=" as in the papers")
 
 
-def header(results: Results, lines: Iterable[Line] = ()) -> list[str]:
-    """Study, backbone, data, seeds, checkpoint rule, and what methods say about the options of the rows' runs."""
-    study, shown = results.study, {line.variant for line in lines}
+def about(results: Results) -> str:
+    """Study, backbone, data and seeds."""
+    study = results.study
     data = _DATA[study.data.source].format(name=study.data.name)
     limits = [
         f"{rows} {what} examples"
@@ -464,18 +451,26 @@ def header(results: Results, lines: Iterable[Line] = ()) -> list[str]:
     ]
     revision = f" at {study.backbone.revision}" if study.backbone.revision else ""
     made = ", pretrained by this study" if study.backbone.pretrain is not None else ""
-    options: dict[str, list[Mapping[str, Any]]] = {}
-    for record in results.records.values():
-        if shown and record.run.method not in shown:
-            continue
-        options.setdefault(record.run.kind, []).append(record.run.settings.options)
-    return [
+    return (
         f"Study {study.study}. Backbone: {study.backbone.name}{revision}{made}. Data: {data}"
         + (f", at most {' and '.join(limits)}" if limits else "")
-        + f". Seeds: {', '.join(map(str, study.seeds))}.",
-        f"Checkpoint: {rule_in_words(study, study.report.checkpoint)}.",
-        *(method.note(options[kind]) for kind, method in METHODS.items() if method.note and kind in options),
-    ]
+        + f". Seeds: {', '.join(map(str, study.seeds))}."
+    )
+
+
+def rule_note(study: Study) -> str:
+    """Which checkpoint the study shows."""
+    return f"Checkpoint: {rule_in_words(study, study.report.checkpoint)}."
+
+
+def method_notes(results: Results, lines: Iterable[Line] = ()) -> list[str]:
+    """What methods say about the options of the runs of some rows, or of all."""
+    variants = {line.variant for line in lines}
+    options: dict[str, list[Mapping[str, Any]]] = {}
+    for record in results.records.values():
+        if not variants or record.run.method in variants:
+            options.setdefault(record.run.kind, []).append(record.run.settings.options)
+    return [method.note(options[kind]) for kind, method in METHODS.items() if method.note and kind in options]
 
 
 def hindsight(results: Results, lines: Iterable[Line], tasks: Sequence[str]) -> list[str]:
@@ -521,7 +516,7 @@ def score(summary: Summary, bold: bool = False, sign: bool = False) -> Entry:
     return Entry(fixed(mean, 2, sign=sign), "" if sd is None else fixed(sd, 2), marks, bold)
 
 
-def legend(grids: Iterable[Grid]) -> list[str]:
+def legend(panels: Iterable[Panel]) -> list[str]:
     """A line for every mark that occurs."""
-    used = {mark for grid in grids for row in grid.rows for entry in row for mark in entry.marks}
+    used = {mark for panel in panels for row in panel.rows for entry in row for mark in entry.marks}
     return [f"{mark} {meaning}." for mark, meaning in _MARKS.values() if mark in used]

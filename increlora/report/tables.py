@@ -18,17 +18,19 @@ from increlora.glue.tasks import TASKS
 from increlora.methods.registry import REFERENCE
 from increlora.report import claims, extra_tables, published, render
 from increlora.report.published import ALL, Published
-from increlora.report.render import NOTHING, Column, Entry, Grid, Table, between, count, fixed, probability, times
+from increlora.report.render import NOTHING, Column, Entry, Panel, Table, between, count, fixed, probability, times
 from increlora.report.results import DECIMALS as RUN_DECIMALS
 from increlora.report.results import (
     Line,
     Results,
     Summary,
+    about,
     averaged,
-    header,
     hindsight,
     legend,
+    method_notes,
     reference_of,
+    rule_note,
     score,
     tiers,
     what_happened,
@@ -36,18 +38,15 @@ from increlora.report.results import (
 from increlora.report.statistics import Tested, holm
 from increlora.study import jobs
 from increlora.study.cells import method_of, ranks_from
-from increlora.study.config import Study
 
 COLUMNS = (
-    *("row", "method", "budget", "params_mean", "params_ratio", "task", "column", "mean", "sd", "ci_low", "ci_high"),
-    *("p", "p_corrected", "corrected_low", "corrected_high", "visible", "seeds", "seeds_expected"),
-    *("published", "published_source", "minus_published", "status", "collapsed", "diverged", "note"),
+    "row method budget params_mean params_ratio task column mean sd ci_low ci_high p p_corrected corrected_low "
+    "corrected_high visible seeds seeds_expected published published_source minus_published status collapsed diverged "
+    "note"
+).split()
+DECIMALS = {"params_mean": 1, "p": 6, "p_corrected": 6} | dict.fromkeys(
+    "params_ratio mean sd ci_low ci_high corrected_low corrected_high visible minus_published".split(), 4
 )
-DECIMALS = {
-    **{"params_mean": 1, "params_ratio": 4, "p": 6, "p_corrected": 6},
-    **dict.fromkeys(("mean", "sd", "ci_low", "ci_high", "corrected_low", "corrected_high", "visible"), 4),
-    "minus_published": 4,
-}
 _RULE = (
     "Intervals and p are corrected over all differences of this table (Holm; tasks that the paper lacks apart); an "
     "interval is bold where it excludes 0, which is where p is at most 0.05. Visible from: the smallest true "
@@ -58,14 +57,10 @@ Place = tuple[str, str]
 """Task and column; `ALL` and "All" for the mean over tasks."""
 
 
-def build(study: Study, records_root: str | Path, out_dir: str | Path) -> list[Path]:
-    """Writes the tidy frame, ``<study>_runs.csv``, and every table that the study has; returns the files.
-
-    Raises:
-        RecordError: a record is malformed.
-    """
-    results, out = Results(study, records_root), Path(out_dir)
-    runs = render.write_csv(results.frame, out / f"{study.study}_runs.csv", RUN_DECIMALS)
+def build(results: Results, out_dir: str | Path) -> list[Path]:
+    """Writes the tidy frame, ``<study>_runs.csv``, and every table that the study has; returns the files."""
+    out = Path(out_dir)
+    runs = render.write_csv(results.frame, out / f"{results.study.study}_runs.csv", RUN_DECIMALS)
     return [runs, *(path for table in tables(results) for path in table.write(out))]
 
 
@@ -75,14 +70,11 @@ def tables(results: Results) -> Iterator[Table]:
         yield MADE_BY[name](results)
 
 
-def show(
-    study: Study, records_root: str | Path, which: str | None = None, *, width: int = 120, bold: bool = False
-) -> str:
+def show(results: Results, which: str | None = None, *, width: int = 120, bold: bool = False) -> str:
     """The study's tables as text for a terminal.
 
     Args:
-        study: the study.
-        records_root: folder of the records.
+        results: the study with its records.
         which: name of a table, such as `table1` or `cost`; None for all that the study has.
         width: columns of the terminal.
         bold: mark bold entries with ANSI codes.
@@ -90,10 +82,9 @@ def show(
     Raises:
         ConfigError: the study has no table of that name.
     """
-    names = list(jobs.tables(study))
+    names = list(jobs.tables(results.study))
     if which is not None and which not in names:
         raise unknown("--only", which, names)
-    results = Results(study, records_root)
     return "\n".join(render.terminal(MADE_BY[name](results), width, bold) for name in names if which in (None, name))
 
 
@@ -165,7 +156,7 @@ class _Scores:
         """The published values of a cell, where they may be compared with measured ones."""
         if self.results.not_comparable or not line.published_method:
             return []
-        return published.find("table1", line.published_method, line.published_budget, *place)
+        return published.find("table1", line.published_method, _label(line), *place)
 
     def minus_published(self, line: Line, place: Place) -> Entry:
         return Entry(fixed(_minus(self.summaries[line, place], self.known[line, place]), 2, sign=True))
@@ -202,9 +193,18 @@ class _Scores:
         low, high = estimate.interval() or (None, None)
         value = values[0].value if values else ""
         return {
-            **{"row": line.label, "method": line.variant, "budget": line.budget, "params_mean": self.params[line]},
-            **{"task": place[0], "column": place[1], "mean": estimate.mean, "sd": estimate.sd},
-            **{"ci_low": low, "ci_high": high, "seeds": estimate.n, "seeds_expected": summary.expected},
+            "row": line.label,
+            "method": line.variant,
+            "budget": line.budget,
+            "params_mean": self.params[line],
+            "task": place[0],
+            "column": place[1],
+            "mean": estimate.mean,
+            "sd": estimate.sd,
+            "ci_low": low,
+            "ci_high": high,
+            "seeds": estimate.n,
+            "seeds_expected": summary.expected,
             "published": value or None,
             "published_source": values[0].source if value else None,
             "minus_published": _minus(summary, values),
@@ -217,20 +217,24 @@ class _Scores:
     def difference_row(self, one: Difference, values: Sequence[Published]) -> dict[str, Any]:
         low, high = one.tested.interval or (None, None)
         return self.row(one.first, (one.task, "difference"), one.summary, values) | {
-            **{"row": one.title, "method": f"{one.first.variant} - {one.second.variant}"},
-            **{"params_ratio": self.ratio(one.first, one.second), "p": one.summary.estimate.p},
-            **{"p_corrected": one.tested.p, "corrected_low": low, "corrected_high": high},
+            "row": one.title,
+            "method": f"{one.first.variant} - {one.second.variant}",
+            "params_ratio": self.ratio(one.first, one.second),
+            "p": one.summary.estimate.p,
+            "p_corrected": one.tested.p,
+            "corrected_low": low,
+            "corrected_high": high,
             "visible": one.tested.visible,
         }
 
     def table(
         self,
         title: str,
-        grids: Sequence[Grid],
+        panels: Sequence[Panel],
         meaning: Sequence[str],
         differences: Iterable[tuple[Difference, Sequence[Published]]],
     ) -> Table:
-        """The whole table, from its grids, notes on what they mean, and differences with their published values."""
+        """The whole table, from its panels, notes on what they mean, and differences with their published values."""
         results, used = self.results, [values for values in self.known.values() if values]
         origin = []
         if results.not_comparable and any(row.artefact == self.name for row in published.load()):
@@ -243,12 +247,12 @@ class _Scores:
             for line in self.lines
             for task in self.tasks
         ]
-        notes = [*header(results, self.lines), *filter(None, meaning), *hindsight(results, self.lines, self.tasks)]
-        notes += [*origin, *what_happened(runs), *legend(grids)]
+        notes = [about(results), rule_note(results.study), *method_notes(results, self.lines), *filter(None, meaning)]
+        notes += [*hindsight(results, self.lines, self.tasks), *origin, *what_happened(runs), *legend(panels)]
         rows = [self.row(*at, self.summaries[at], values) for at, values in self.known.items()]
         rows += [self.difference_row(one, values) for one, values in differences]
-        tidy = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"budget": "Int64"})
-        return Table(f"{results.study.study}_{self.name}", title, tuple(grids), tuple(notes), tidy, DECIMALS)
+        tidy = pd.DataFrame(rows, columns=COLUMNS).astype({"budget": "Int64"})
+        return Table(f"{results.study.study}_{self.name}", title, tuple(panels), tuple(notes), tidy, DECIMALS)
 
 
 def _first(task: str) -> str:
@@ -259,6 +263,11 @@ def _first(task: str) -> str:
 def _heading(place: Place) -> Column:
     task, column = place
     return Column("All") if task == ALL else Column(column, TASKS[task].title)
+
+
+def _label(line: Line) -> str | None:
+    """The papers' label of the row's budget."""
+    return published.budget_label(line.published_method, line.budget)
 
 
 def _value(values: Sequence[Published]) -> str:
@@ -285,11 +294,11 @@ def table1(results: Results) -> Table:
     differences = scores.differences(pairs, in_all)
     headings = (Column("Method", left=True), Column("#Params"), *map(_heading, scores.places))
 
-    def grid(caption: str, size: Callable[[Line], str], entry: Callable[[Line, Place], Entry]) -> Grid:
+    def panel(caption: str, size: Callable[[Line], str], entry: Callable[[Line, Place], Entry]) -> Panel:
         rows = [
             (Entry(line.label), Entry(size(line)), *(entry(line, place) for place in scores.places)) for line in lines
         ]
-        return Grid(caption, headings, tuple(rows), tiers(lines))
+        return Panel(caption, headings, tuple(rows), tiers(lines))
 
     def measured(line: Line, place: Place) -> Entry:
         reference = references.get(line)
@@ -297,16 +306,16 @@ def table1(results: Results) -> Table:
         return score(scores.summaries[line, place], bold=is_better)
 
     def printed_size(line: Line) -> str:
-        return published.printed_params(line.published_method, line.published_budget) or NOTHING
+        return published.printed_params(line.published_method, _label(line)) or NOTHING
 
     caption = f"Study {results.study.study}: measured, mean ± sd over seeds"
-    grids = [grid(caption, lambda line: count(scores.params[line]), measured)]
+    panels = [panel(caption, lambda line: count(scores.params[line]), measured)]
     if pairs:
-        grids.append(_to_reference(scores, pairs, differences, has_all))
+        panels.append(_to_reference(scores, pairs, differences, has_all))
     if any(scores.known.values()):
         caption = f"Published ({published.TITLE}, GLUE development sets)"
-        grids.append(grid(caption, printed_size, lambda *at: Entry(_value(scores.known[at]))))
-        grids.append(grid("Measured − published", printed_size, scores.minus_published))
+        panels.append(panel(caption, printed_size, lambda *at: Entry(_value(scores.known[at]))))
+        panels.append(panel("Measured − published", printed_size, scores.minus_published))
     titles = ", ".join(TASKS[task].title for task in in_all)
     of_all = "the eight tasks" if is_whole else f"{titles} (the paper's is over eight)"
     several = [TASKS[task] for task in in_all if len(TASKS[task].columns) > 1]
@@ -323,7 +332,7 @@ def table1(results: Results) -> Table:
         if pairs
         else "",
     ]
-    return scores.table("Table 1: comparison of methods", grids, notes, ((one, []) for one in differences.values()))
+    return scores.table("Table 1: comparison of methods", panels, notes, ((one, []) for one in differences.values()))
 
 
 def _to_reference(
@@ -331,7 +340,7 @@ def _to_reference(
     pairs: Sequence[tuple[Line, Line]],
     differences: Mapping[tuple[Line, Line, str], Difference],
     has_all: bool,
-) -> Grid:
+) -> Panel:
     """Each row minus the reference: the difference on every task, in full in the mean over tasks."""
     brief, last = (scores.tasks, ALL) if has_all else (scores.tasks[:-1], scores.tasks[-1])
     columns = [Column("Method", left=True), Column(f"to {REFERENCE.title}", "#Params")]
@@ -344,7 +353,7 @@ def _to_reference(
             row.append(score(one.summary, bold=one.tested.sign != 0, sign=True))
         rows.append((*row, *differences[*pair, last].in_full()))
     caption = f"Difference to {REFERENCE.title} at the same budget, paired by seed"
-    return Grid(caption, tuple(columns), tuple(rows), tiers([line for line, _ in pairs]))
+    return Panel(caption, tuple(columns), tuple(rows), tiers([line for line, _ in pairs]))
 
 
 # ---- Tables 2 and 3, and variants
@@ -423,11 +432,11 @@ def _comparison(
             row.append(score(scores.summaries[line, place]))
             if is_comparable:
                 row += [Entry(_value(scores.known[line, place])), scores.minus_published(line, place)]
-    grids = [Grid(f"Study {results.study.study}: mean ± sd over seeds", tuple(columns), tuple(map(tuple, rows)))]
+    panels = [Panel(f"Study {results.study.study}: mean ± sd over seeds", tuple(columns), tuple(map(tuple, rows)))]
     differences = scores.differences(pairs, wanted.tasks)
     stated = {at: _stated(results, name, pairs[at[:2]], at[0], at[2]) for at in differences}
     if differences:
-        grids.append(_differences(scores, list(pairs), differences, stated if is_comparable else {}))
+        panels.append(_differences(scores, list(pairs), differences, stated if is_comparable else {}))
     notes = [
         *meaning,
         "± is the standard deviation over seeds (ddof 1).",
@@ -436,13 +445,13 @@ def _comparison(
         + (" The published differences are single numbers without spread." if is_comparable else ""),
     ]
     with_published = ((one, stated[at]) for at, one in differences.items())
-    return scores.table(f"{title}, average rank {wanted.budget}", grids, notes, with_published)
+    return scores.table(f"{title}, average rank {wanted.budget}", panels, notes, with_published)
 
 
 def _stated(results: Results, name: str, pair: str, line: Line, task: str) -> list[Published]:
     if task == ALL or results.not_comparable:
         return []
-    return published.find(name, pair, published.RANK_LABELS.get(line.budget or 0), task, _first(task))
+    return published.find(name, pair, published.budget_label(REFERENCE.kind, line.budget), task, _first(task))
 
 
 def _differences(
@@ -450,7 +459,7 @@ def _differences(
     pairs: Sequence[tuple[Line, Line]],
     differences: Mapping[tuple[Line, Line, str], Difference],
     stated: Mapping[tuple[Line, Line, str], list[Published]],
-) -> Grid:
+) -> Panel:
     """Each pair's difference in full, on every task and in the mean over them, with the published ones if any."""
     places = [*scores.tasks, *([ALL] if len(scores.tasks) > 1 else [])]
     columns, rows = [Column("Difference", left=True), Column("ratio", "#Params")], []
@@ -463,12 +472,18 @@ def _differences(
             row += differences[*pair, task].in_full()
             row += [Entry(_value(stated[*pair, task]).replace("-", "−"))] if stated and task != ALL else []
         rows.append(tuple(row))
-    return Grid("Differences between rows", tuple(columns), tuple(rows))
+    return Panel("Differences between rows", tuple(columns), tuple(rows))
 
 
 MADE_BY: dict[str, Callable[[Results], Table]] = {
-    **{"table1": table1, "table2": table2, "table3": table3, "variants": variants, "claims": claims.table},
-    **{"headroom": extra_tables.headroom, "selection": extra_tables.selection},
-    **{"checkpoints": extra_tables.checkpoints, "cost": extra_tables.cost},
+    "table1": table1,
+    "table2": table2,
+    "table3": table3,
+    "variants": variants,
+    "claims": claims.table,
+    "headroom": extra_tables.headroom,
+    "selection": extra_tables.selection,
+    "checkpoints": extra_tables.checkpoints,
+    "cost": extra_tables.cost,
 }
 """The function that makes each table."""

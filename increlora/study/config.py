@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from increlora.glue.data import Data, Seed
 from increlora.model import Block
-from increlora.training.record import Checkpoint
+from increlora.training.record import Rule
 from increlora.training.settings import Backbone, RanksFrom, Training
 
 T = TypeVar("T", bound=Sequence[Any])
@@ -119,7 +119,7 @@ class TaskSettings(_Block):
 class Report(_Block):
     """How results are shown."""
 
-    checkpoint: Checkpoint = "crossfit"
+    checkpoint: Rule = "crossfit"
     """Which of a run's numbers a table shows; records hold what all of them need. `test`: chosen on the development
     split, shown on the test split, where there is one. `crossfit`: chosen on one half of the development split, shown
     on the other, and the other way round. `best`: chosen and shown on the same rows, as in the papers. `last`: the

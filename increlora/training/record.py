@@ -36,9 +36,9 @@ from increlora.training.settings import RunSettings
 TOLERANCE = 1e-4
 """How far a stored metric may be from the recomputed one: another version of NumPy or SciPy may round differently."""
 
-Checkpoint = Literal["crossfit", "test", "best", "last"]
+Rule = Literal["crossfit", "test", "best", "last"]
 """Which number of a run is shown, see `Record.shown`."""
-CHECKPOINTS: tuple[Checkpoint, ...] = get_args(Checkpoint)
+RULES: tuple[Rule, ...] = get_args(Rule)
 Status = Literal["completed", "collapsed", "diverged"]
 
 
@@ -270,7 +270,7 @@ class Record(_Block):
     """None for methods that allocate no ranks and start from none."""
     provenance: Provenance
 
-    def shown(self, checkpoint: Checkpoint) -> dict[str, float] | None:
+    def shown(self, rule: Rule) -> dict[str, float] | None:
         """The run's metrics by one rule of which checkpoint to show, as fractions by the keys of `Task.metrics`.
 
         - ``best``: development metrics of the evaluation with the best development score, chosen and shown on the same
@@ -284,13 +284,13 @@ class Record(_Block):
             None where the run has no such number.
         """
         score = self.score
-        if checkpoint == "test":
+        if rule == "test":
             return None if score.test is None else score.test.best
         if not score.history:
             return None
-        if checkpoint == "crossfit":
+        if rule == "crossfit":
             return self._crossfit()
-        entry = score.best if checkpoint == "best" else score.last
+        entry = score.best if rule == "best" else score.last
         return None if entry is None else entry.metrics
 
     def _crossfit(self) -> dict[str, float]:

@@ -1,7 +1,13 @@
-"""What the pages take from the package when they are built: settings, commands, registries, figures.
+"""What the pages take from the repository when they are built, so that no number is copied by hand.
 
-A page asks for a part with a line ``{{ name }}``; `PARTS` says which there are. Tables of results, README and
-CONTRIBUTING come in by ``--8<--`` (pymdownx.snippets), so no number is copied by hand.
+The pages are plain Markdown, to be read on GitHub as well. A link out of ``docs/`` leads to the file there; in the site
+
+- a paragraph that is nothing but a link to a Markdown file becomes its content without the title, or, where the
+  link names an anchor of that file, the first block of code after it;
+- a paragraph that is nothing but a link to a module becomes the module's API;
+- ``../increlora/room/module.py#name`` leads to the API, ``../figures/`` to the figures of the site.
+
+``<!-- name: filled by docs/hooks.py -->`` asks for a part that is made from the package; `PARTS` says which there are.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ from increlora.study.config import Study
 from increlora.training.pretrain_settings import PretrainSettings
 
 ROOT = Path(__file__).parent.parent
+PARAGRAPH = r"(?<=\n\n)\[[^\]]+\]\({}\)(?=\n\n|\n*\Z)"
 ROLE = re.compile(r":(?:class|func|meth|mod):(?=<code>)")
 
 
@@ -37,8 +44,34 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put the generated parts in."""
-    return re.sub(r"^\{\{ (\w+) \}\}$", lambda match: PARTS[match[1]](), markdown, flags=re.MULTILINE)
+    """Turn links that lead out of ``docs/`` into what the site has for them, and put the generated parts in."""
+    below = "../" * page.file.src_uri.count("/")  # from the page to docs/
+    up = re.escape(f"../{below}")
+    for pattern, put in (
+        (PARAGRAPH.format(rf"{up}([\w/]+\.md)(?:#(\w+))?"), lambda match: included(match[1], match[2])),
+        (PARAGRAPH.format(rf"{up}(increlora/[\w/]+)\.py"), lambda match: f"::: {dotted(match[1])}"),
+        (rf"\]\({up}(increlora/[\w/]+)\.py#([\w.]+)\)", lambda match: f"][{dotted(match[1])}.{match[2]}]"),
+        (rf"\]\({up}figures/", lambda _: f"]({below}figures/"),
+        (r"^<!-- (\w+): filled by docs/hooks\.py -->$", lambda match: PARTS[match[1]]()),
+    ):
+        markdown = re.sub(pattern, put, markdown, flags=re.MULTILINE)
+    return markdown
+
+
+def included(name: str, anchor: str | None) -> str:
+    """A file without its title, or the first block of code after an anchor."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    if anchor is None:
+        return re.sub(r"\A# .+\n+", "", text)
+    match = re.search(rf'<a id="{anchor}"></a>.*?^(```.*?^```)$', text, re.DOTALL | re.MULTILINE)
+    if match is None:
+        raise ValueError(f"{name} has no anchor {anchor} with a block of code after it")
+    return match[1]
+
+
+def dotted(path: str) -> str:
+    """The module in a file."""
+    return path.removesuffix("/__init__").replace("/", ".")
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

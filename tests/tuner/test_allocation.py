@@ -232,6 +232,7 @@ def test_too_few_events_ask_for_more_ranks_per_event() -> None:
         ("init_std", 0.0),
         ("reserve_lambda", -1.0),
         ("rank_pattern", {"a": 0}),
+        ("advance_learning", "no"),
     ],
 )
 def test_config_errors_name_the_field(field: str, value: object) -> None:

@@ -21,11 +21,11 @@ from transformers import (
     MPNetConfig,
     RobertaConfig,
 )
-from transformers.optimization import get_linear_schedule_with_warmup
 
+from increlora import find_allocator
 from increlora.errors import ConfigError, IncreLoraError
 from increlora.methods import families, registry
-from increlora.methods.base import AllocationError, head_parameters, linear_schedule, target_shapes
+from increlora.methods.base import AllocationError, head_parameters, target_shapes
 from increlora.methods.families import FAMILIES, head_modules
 from increlora.methods.method import Method, Recipe
 from increlora.methods.ranks import svd_parameters, transform_ranks
@@ -235,13 +235,6 @@ def test_biases_and_layer_norms_do_not_decay():
     assert decay[0.01] | decay[0.0] == set(names.values())
 
 
-def test_schedule_is_that_of_transformers():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    reference = get_linear_schedule_with_warmup(optimizer, 3, 10).lr_lambdas[0]
-    assert [linear_schedule(step, 3, 10) for step in range(12)] == [reference(step) for step in range(12)]
-    assert linear_schedule(0, 0, 10) == 1.0
-
-
 # Adapters
 
 
@@ -390,7 +383,7 @@ def test_increlora_stops_at_the_parameters_of_lora():
     lora = prepare("lora", 3).parameters().trainable
     assert adaptation.budget_parameters == lora
     assert lora - 33 < adaptation.parameters().trainable <= lora
-    first = next(iter(adaptation.peft_model.base_model.adapter_layers().values()))
+    first = next(iter(find_allocator(adaptation.peft_model).layers.values()))
     first.components["default"].rank += 1
     with pytest.raises(AllocationError, match=rf"with \d+ parameters, above its budget of {lora}"):
         adaptation.finish()
@@ -554,8 +547,8 @@ def test_retraining_can_give_lambda_the_rate_that_it_grew_with():
     ("kind", "options", "field", "message"),
     [
         ("increlora", {"top_hh": 3}, "top_hh", "did you mean 'top_h'"),
-        ("increlora", {"deltaT": "five"}, "deltaT", "valid integer"),
-        ("increlora", {"deltaT": True}, "deltaT", "deltaT: got True: a number is needed"),
+        ("increlora", {"deltaT": "five"}, "deltaT", "got 'five'; must be 1 or more, or None"),
+        ("increlora", {"deltaT": True}, "deltaT", "got True; must be 1 or more, or None"),
         ("increlora", {"init_std": float("inf")}, "init_std", "finite"),
         ("increlora", {"beta1": 1.0}, "beta1", "between 0 and 1"),
         ("increlora", {"target_r": 4}, "target_r", "unknown"),

@@ -121,20 +121,15 @@ class Adaptation:
 
         Biases and LayerNorm weights are not decayed, as in Transformers' Trainer.
         """
-        import torch
-        from torch.optim.lr_scheduler import LambdaLR
+        from torch.optim import AdamW
+        from transformers import get_linear_schedule_with_warmup
 
-        recipe, trainable = self.recipe, self.named_trainable()
-        exempt = undecayed(self.model)
-        groups = [
-            {"params": [p for n, p in trainable.items() if n not in exempt], "weight_decay": recipe.weight_decay},
-            {"params": [p for n, p in trainable.items() if n in exempt], "weight_decay": 0.0},
-        ]
-        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in trainable.values())
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], recipe.learning_rate, fused=fused)
-        return optimizer, LambdaLR(
-            optimizer, lambda step: linear_schedule(step, recipe.warmup_steps, recipe.total_steps)
-        )
+        from increlora.tuner.decay import decay_groups
+
+        recipe = self.recipe
+        groups = decay_groups(self.model)
+        optimizer = AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+        return optimizer, get_linear_schedule_with_warmup(optimizer, recipe.warmup_steps, recipe.total_steps)
 
     def penalty(self) -> Tensor | None:
         """Scalar that is added to the training loss of every micro-batch, and never to an evaluation loss."""
@@ -156,10 +151,6 @@ class Adaptation:
         """Largest number of parameters with a gradient at any point of training; the head counts as in `parameters`."""
         trainable = self.named_trainable()
         return sum(p.numel() for name, p in trainable.items() if self.counts_head or name not in self.head)
-
-    def optimizer_numbers(self, optimizer: torch.optim.Optimizer) -> int:
-        """How many floating-point values the optimizer's state holds."""
-        return numbers_in(optimizer.state_dict()["state"])
 
     def ranks(self) -> dict[str, int] | None:
         """Active rank per module, by the backbone's own names; None where a method allocates no ranks."""
@@ -226,13 +217,6 @@ class Adaptation:
         """Restore what `_method_state` returned."""
 
 
-def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Factor of the learning rate after `step` optimizer steps: linear up to 1, then linear down to 0."""
-    if step < warmup_steps:
-        return step / warmup_steps
-    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
-
-
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of `head_modules`, before or after PEFT has wrapped them."""
     prefixes = tuple(f"{name}." for name in head_modules(model))
@@ -284,22 +268,3 @@ def target_shapes(model: nn.Module, target_modules: str) -> dict[str, tuple[int,
     if not shapes:
         raise ConfigError("backbone.target_modules", f"{target_modules!r} matches no module of {type(model).__name__}")
     return shapes
-
-
-def undecayed(model: nn.Module) -> set[str]:
-    """Names of the parameters without weight decay: biases and all of every LayerNorm."""
-    exempt = {name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "bias"}
-    for path, module in model.named_modules():
-        if "LayerNorm" in type(module).__name__:
-            exempt |= {f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
-    return exempt
-
-
-def numbers_in(state: Any) -> int:
-    """How many floating-point values a nested optimizer state holds, step counters aside."""
-    if isinstance(state, Mapping):
-        return sum(numbers_in(value) for key, value in state.items() if key != "step")
-    if isinstance(state, list | tuple):
-        return sum(numbers_in(value) for value in state)
-    is_tensor = hasattr(state, "is_floating_point")
-    return state.numel() if is_tensor and state.is_floating_point() and state.dim() else 0

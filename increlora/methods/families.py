@@ -77,13 +77,17 @@ class Family:
 
 
 def _bert_like(
-    model_type: str, *, attention: Mapping[str, str], attention_output: str = "", reserved_positions: int = 0
+    model_type: str,
+    *,
+    attention: Mapping[str, str],
+    attention_output: str = "attention.output.dropout",
+    reserved_positions: int = 0,
 ) -> Family:
     return Family(
         model_type,
         layers="encoder.layer",
         matrices={**attention, "W_f1": "intermediate.dense", "W_f2": "output.dense"},
-        attention_output=attention_output or "attention.output.dropout",
+        attention_output=attention_output,
         ffn_output="output.dropout",
         ffn_block="output",
         reserved_positions=reserved_positions,

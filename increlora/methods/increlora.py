@@ -6,14 +6,13 @@ before any training; reading a config takes them as they are, because importing 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, create_model, model_validator
+from pydantic import ConfigDict, model_validator
 
-from increlora.errors import ConfigError
+from increlora.errors import ConfigError, unknown
 from increlora.methods.base import Adaptation, AllocationError, Orthogonality, ParameterCount, Setup
 from increlora.methods.method import (
     RANK,
@@ -27,7 +26,6 @@ from increlora.methods.method import (
 )
 from increlora.methods.peft_models import PeftAdaptation
 from increlora.methods.ranks import Shapes, lora_parameters, svd_parameters, uniform_ranks
-from increlora.model import parsed
 
 if TYPE_CHECKING:
     import torch
@@ -88,8 +86,10 @@ class TunerOptions(Options):
         """
         from increlora.tuner import IncreLoraConfig
 
-        options = parsed(_typed(frozenset(self.names())), self.model_dump(exclude={"preset"}), strict=True)
-        return IncreLoraConfig.from_preset(self.preset, **{**options.model_dump(exclude_none=True), **own})
+        given = self.model_dump(exclude={"preset"}, exclude_none=True)
+        for name in given.keys() - self.names():
+            raise unknown(name, name, self.names())
+        return IncreLoraConfig.from_preset(self.preset, **{**given, **own})
 
     def check(self, budget: int | None, recipe: Recipe, shapes: Shapes, field: str = "options") -> None:
         check_rank(budget, shapes, "budget")
@@ -142,24 +142,14 @@ class IncreLoraOptions(TunerOptions):
         )
 
 
-@functools.cache
-def _typed(names: frozenset[str]) -> type[BaseModel]:
-    """A model of these fields of `IncreLoraConfig`, each of its type or null."""
-    from increlora.tuner import IncreLoraConfig
-
-    hints = get_type_hints(IncreLoraConfig)
-    typed: dict[str, Any] = {name: (hints[name] | None, None) for name in sorted(names)}
-    return create_model("IncreLoraConfig", __base__=Options, **typed)
-
-
 class SvdLora(PeftAdaptation):
     """LoRA in the form ``s B diag(lambda) A`` at the ranks of its config."""
 
     def __init__(self, setup: Setup[Any], config: IncreLoraConfig):
-        from increlora.tuner import find_tuner
+        from increlora.tuner import find_allocator
 
         super().__init__(setup, config)
-        self._config, self._tuner = config, find_tuner(self.peft_model)
+        self._config, self._allocator = config, find_allocator(self.peft_model)
 
     def optimizer(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """The tuner's AdamW, in which every component has its own age; its state dict holds the state of growth."""
@@ -176,21 +166,21 @@ class SvdLora(PeftAdaptation):
         )
 
     def before_step(self, step: int) -> None:
-        self._tuner.update_and_allocate(step)
+        self._allocator.update_and_allocate(step)
 
     def ranks(self) -> dict[str, int]:
-        return self._tuner.rank_distribution()
+        return self._allocator.rank_distribution()
 
     def orthogonality(self) -> Orthogonality:
-        active, every = (self._tuner.orthogonality(reserve=reserve) for reserve in (False, True))
+        active, every = (self._allocator.orthogonality(reserve=reserve) for reserve in (False, True))
         return Orthogonality(active.A, active.B, every.A, every.B, active.norm, every.norm)
 
     def regularisation(self) -> float:
-        return self._tuner.orthogonality_loss()
+        return self._allocator.regulariser.value()
 
     def parameters(self) -> ParameterCount:
         stored = sum(p.numel() for name, p in self.named_trainable().items() if name not in self.head)
-        active, every = self._tuner.active_parameters(), super().parameters()
+        active, every = self._allocator.active_parameters(), super().parameters()
         return ParameterCount(active, every.head, every.total - stored + active)
 
     def peak_trainable(self) -> int:
@@ -216,18 +206,15 @@ class IncreLora(SvdLora):
     """IncreLoRA while it trains."""
 
     def events(self) -> list[dict[str, Any]]:
-        return self._tuner.growth_events()
+        return self._allocator.events()
 
     def peak_trainable(self) -> int:
         """Every active component, and the reserve of every module as long as ranks grow (paper: 3 m (r + 1))."""
         reserve = self._config.ranks_per_event if self._config.advance_learning else 0
-        lambdas = reserve * len(self.shapes)
-        return super().peak_trainable() + svd_parameters(self.shapes, uniform_ranks(self.shapes, reserve)) - lambdas
+        return super().peak_trainable() + lora_parameters(self.shapes, uniform_ranks(self.shapes, reserve))
 
     def finish(self) -> None:
-        from increlora.tuner import find_allocator
-
-        allocator = find_allocator(self.model)
+        allocator = self._allocator
         if not self.events():
             total = allocator.total_rank
             raise AllocationError(f"IncreLoRA's total rank never moved from {total}: no event fitted into the training")

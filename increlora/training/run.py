@@ -455,7 +455,8 @@ class _Run:
 
     def _note_optimizer_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the largest size of the optimizer's state: a growing method ends with less than it had."""
-        now = self.adaptation.optimizer_numbers(optimizer)
+        values = (value for state in optimizer.state.values() for name, value in state.items() if name != "step")
+        now = sum(value.numel() for value in values if torch.is_tensor(value) and value.is_floating_point())
         self.progress.optimizer_state = max(self.progress.optimizer_state, now)
 
     def _log(self, loss: float, scheduler: Any) -> None:

@@ -1,7 +1,7 @@
 """IncreLoRA as a PEFT tuner.
 
 Read in this order: ``config``, ``storage``, ``layer``, ``importance``, ``allocation``, ``growth``, ``regulariser``,
-``optimizer``, ``model``, ``state``, ``callback``, ``export``, ``rank_search``. Names are loaded on first use.
+``decay``, ``optimizer``, ``model``, ``callback``, ``export``, ``rank_search``. Names are loaded on first use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ EXPORTS = {
     "export_lora": "export",
     "find_allocator": "growth",
     "find_ranks": "rank_search",
-    "find_tuner": "model",
     "lora_config": "export",
 }
 """Public names and the modules that define them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -59,15 +60,18 @@ class IncreLoraCallback(TrainerCallback):
     ) -> None:
         """Pass on the length of training and the schedule, which the Trainer knows only now."""
         self._allocators = find_allocators(kwargs["model"])
-        self._optimizer = _unwrap(kwargs["optimizer"])
-        scaler = getattr(kwargs["optimizer"], "scaler", None)
+        if not self._allocators:
+            warnings.warn("IncreLoraCallback does nothing: the model has no active IncreLoRA adapter", stacklevel=2)
+        optimizer, scheduler = kwargs["optimizer"], kwargs["lr_scheduler"]  # as Accelerate has wrapped them
+        self._optimizer = getattr(optimizer, "optimizer", optimizer)
+        scaler = getattr(optimizer, "scaler", None)
         warmup = args.get_warmup_steps(state.max_steps)
         if isinstance(self._optimizer, IncreLoraAdamW):
-            self._optimizer.schedule = RestartedWarmup.of(_unwrap(kwargs["lr_scheduler"]), warmup)
+            self._optimizer.schedule = RestartedWarmup.of(getattr(scheduler, "scheduler", scheduler), warmup)
         for allocator in self._allocators:
             allocator.follow(self._optimizer)
             allocator.gradient_accumulation_steps = args.gradient_accumulation_steps
-            allocator.regulariser.follow_scaler(scaler)
+            allocator.regulariser.scaler = scaler
             allocator.step = state.global_step
             allocator.set_total_steps(state.max_steps, warmup)
         if "tensorboard" in (args.report_to or ()) and state.is_world_process_zero:
@@ -104,7 +108,7 @@ class IncreLoraCallback(TrainerCallback):
             values["increlora/parameters"] = sum(one.total for one in by_parameters)
             values["increlora/parameter_budget"] = sum(one.budget or one.total for one in by_parameters)
         if isinstance(self._optimizer, IncreLoraAdamW):
-            values["increlora/youngest_lr"] = self._optimizer.youngest_lr()
+            values["increlora/youngest_lr"] = self._optimizer.youngest_lr
         values["increlora/grown"] = len(self._grown)
         if self._grown:
             logger.info("step %d: ranks grew in %s", state.global_step, ", ".join(sorted(set(self._grown))))
@@ -117,18 +121,18 @@ class IncreLoraCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Say so if growth has not ended: training stopped early, or its best checkpoint is from before."""
+        for allocator in self._allocators:
+            if allocator.budget is not None and not allocator.finished:
+                warnings.warn(
+                    f"the adapter ends with {allocator.total} of {allocator.budget} {allocator.config.unit}: training "
+                    "stopped, or its best checkpoint was saved, before growth ended; a smaller growth_end ends it "
+                    "sooner",
+                    stacklevel=2,
+                )
         if self._tensorboard is not None:
             self._tensorboard.on_train_end(args, state, control)
             self._tensorboard = None
-
-
-def _unwrap(wrapped: Any) -> Any:
-    """What Accelerate has wrapped: an optimizer or a schedule."""
-    return (
-        getattr(wrapped, "optimizer", wrapped)
-        if hasattr(wrapped, "step_was_skipped")
-        else getattr(wrapped, "scheduler", wrapped)
-    )
 
 
 class _Following:
@@ -180,7 +184,7 @@ def _complete_reference(model: nn.Module) -> None:
         if layer.increlora_lambda["default"].any() and not layer.increlora_lambda["ref"].any():
             rank = layer.rank("default")
             layer.set_rank("ref", rank)
+            copy, original = layer.tensors("ref"), layer.tensors("default")
             with torch.no_grad():
-                for kind, dim in zip(KINDS, (0, 1, 0), strict=True):
-                    stored = getattr(layer, f"increlora_{kind}")
-                    stored["ref"].narrow(dim, 0, rank).copy_(stored["default"].narrow(dim, 0, rank))
+                for kind, dim in KINDS.items():
+                    copy[kind].narrow(dim, 0, rank).copy_(original[kind].narrow(dim, 0, rank))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -108,7 +108,9 @@ class IncreLoraConfig(PeftConfig):
         score_window: score only so many steps before each event, or ``"all"``. ``None``: as many as the smoothing
             remembers (64 at 0.85), which chooses the modules that scoring every step chooses.
         score_first_step: score the very first step; the authors' code counts it as 0.
-        orth_reg_weight: coefficient of the orthogonality regulariser (paper: 0.1; 0.3 on RTE and STS-B).
+        orth_reg_weight: coefficient of the orthogonality regulariser. ``None``: 0.1 (paper) as the weight of a mean
+            over all A and B, so 0.1 divided by their number for ``orth_reg="squared"``, which is a sum. On RTE and
+            STS-B the paper has three times as much.
         orth_reg: ``"squared"``: sum over modules of ``||A A^T - I||_F^2 + ||B^T B - I||_F^2`` (paper); ``"frobenius"``:
             mean over all A and B of the norm, not squared (authors' code); ``"component"``: the mean over single
             components of ``| ||a||^2 - 1 |`` (what that code computes, because it keeps one parameter per component).
@@ -162,7 +164,7 @@ class IncreLoraConfig(PeftConfig):
     score_reduction: ScoreReduction = "mean"
     score_window: int | Literal["all"] | None = None
     score_first_step: bool = True
-    orth_reg_weight: float = 0.1
+    orth_reg_weight: float | None = None
     orth_reg: OrthReg = "squared"
     regularise_frozen_reserve: bool = False
     advance_learning: bool = True
@@ -203,8 +205,13 @@ class IncreLoraConfig(PeftConfig):
 
         for name in ("lora_alpha", "init_std"):
             require(name, number(name) and getattr(self, name) > 0, "a finite number above 0")
-        for name in ("orth_reg_weight", "reserve_lambda"):
-            require(name, number(name) and getattr(self, name) >= 0, "a finite number of 0 or more")
+        require("reserve_lambda", number("reserve_lambda") and self.reserve_lambda >= 0, "a finite number of 0 or more")
+        weight = self.orth_reg_weight
+        require(
+            "orth_reg_weight",
+            weight is None or (number("orth_reg_weight") and weight >= 0),
+            "a finite number of 0 or more, or None",
+        )
         for name in ("beta1", "beta2"):
             require(name, number(name) and 0 < getattr(self, name) < 1, "between 0 and 1, both excluded")
         require("growth_end", number("growth_end") and 0 < self.growth_end <= 1, "in (0, 1]")
@@ -228,6 +235,9 @@ class IncreLoraConfig(PeftConfig):
         require("score_window", window in (None, "all") or count(window, 1), "1 or more, 'all', or None")
         ratio = self.lambda_lr_ratio
         require("lambda_lr_ratio", ratio == "width" or (number("lambda_lr_ratio") and ratio > 0), "above 0, or 'width'")
+        for one in fields(self):
+            if isinstance(one.default, bool):
+                require(one.name, isinstance(getattr(self, one.name), bool), "True or False")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise unknown(name, getattr(self, name), allowed)

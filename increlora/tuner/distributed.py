@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import IncreLoraError
-from .layer import KINDS
 
 if TYPE_CHECKING:
     from .layer import IncreLoraLayer
@@ -65,7 +64,7 @@ def check_equal(adapter: str, layers: Sequence[IncreLoraLayer]) -> None:
     """
     parts = [layer.components[adapter] for layer in layers]
     device = layers[0].increlora_A[adapter].device
-    tensors = [getattr(layer, f"increlora_{kind}")[adapter] for layer in layers for kind in KINDS]
+    tensors = [tensor for layer in layers for tensor in layer.tensors(adapter).values()]
     sums = [float(tensor.detach().double().abs().sum()) for tensor in tensors]
     own = [float(part.rank) for part in parts] + [float(part.reserve) for part in parts] + sums
     first = torch.tensor(own, dtype=torch.float64, device=device)

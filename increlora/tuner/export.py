@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import save_file
 from torch import nn
 
@@ -109,9 +110,6 @@ def lora_config(ranks: dict[str, int], *, like: Any = None, **overrides: Any) ->
 
 def _saved_modules(model: nn.Module, adapter: str) -> dict[str, Any]:
     """Tensors of ``modules_to_save``, biases and tokens under the names that PEFT saves them with."""
-    from peft import PeftModel, get_peft_model_state_dict
-    from peft.tuners.tuners_utils import BaseTuner
-
     holders = (module for module in model.modules() if "peft_config" in vars(module))
     base = next(module for module in holders if not isinstance(module, PeftModel | BaseTuner))
     state = get_peft_model_state_dict(base, adapter_name=adapter, save_embedding_layers=False)

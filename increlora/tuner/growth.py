@@ -20,7 +20,7 @@ from .config import IncreLoraConfig
 from .distributed import anywhere, average, check_equal, share_scores, sum_in, world_size
 from .errors import IncreLoraError
 from .importance import LambdaGradients, smooth
-from .layer import ALIGNMENT, KINDS, IncreLoraLayer
+from .layer import ALIGNMENT, IncreLoraLayer, named_layers
 from .regulariser import Deviation, Regulariser, orthogonality
 from .storage import can_resize, resize_state
 
@@ -55,11 +55,7 @@ class RankAllocator:
 
     def __init__(self, model: nn.Module, adapter: str):
         self.adapter = adapter
-        self.layers = {
-            name.removeprefix("base_model.model."): module
-            for name, module in model.named_modules()
-            if isinstance(module, IncreLoraLayer) and adapter in module.components
-        }
+        self.layers = {name.removeprefix("base_model.model."): layer for name, layer in named_layers(model, adapter)}
         self.config: IncreLoraConfig = next(iter(self.layers.values())).components[adapter].config
         widths = [layer.in_features + layer.out_features for layer in self.layers.values()]
         self.costs = component_costs(self.config, widths)
@@ -73,6 +69,7 @@ class RankAllocator:
         self._length: tuple[int, int] | None = None
         self._allocated = True
         self._stepped = False
+        self._updated: bool | None = None
         self._reached: set[str] = set()
         self._warned: set[str] = set()
         self._checked_equal = False
@@ -159,7 +156,7 @@ class RankAllocator:
             ConfigError: the budget cannot be reached in that time.
             IncreLoraError: the adapter's tensors are sharded over processes.
         """
-        self._length, self._stepped = (total_step, warmup_steps), False
+        self._length, self._stepped, self._updated = (total_step, warmup_steps), False, None
         for layer in self.layers.values():  # compiled code does not call `watch`
             self.watch(layer)
         self._say_what_is_inexact()
@@ -194,6 +191,7 @@ class RankAllocator:
         self._optimizers.append(weakref.ref(optimizer))
         optimizer.register_state_dict_post_hook(lambda _, state: {**state, self._key: self.state_dict()})
         optimizer.register_load_state_dict_pre_hook(lambda _, state: self.take_state(state))
+        optimizer.register_step_pre_hook(lambda *_: self._begin_update())
         if self._length is not None:
             self._say_what_is_inexact()
 
@@ -208,15 +206,13 @@ class RankAllocator:
             self.load_state_dict(state[self._key])
         return {name: value for name, value in state.items() if name != self._key}
 
-    def update_and_allocate(self, global_step: int, *, loss_scale: float | None = None) -> dict[str, int]:
+    def update_and_allocate(self, global_step: int) -> dict[str, int]:
         """Score the step, and at an event let the chosen modules grow.
 
         Call it once per optimizer step: after the last backward pass, before ``optimizer.step()``.
 
         Args:
             global_step: number of this optimizer step, counted from 1.
-            loss_scale: factor by which a ``GradScaler`` has multiplied the loss, where `create_optimizer` was not given
-                the scaler.
 
         Returns:
             ``{module: ranks gained}``, empty if nothing grew.
@@ -227,19 +223,19 @@ class RankAllocator:
         """
         if global_step < 1:
             raise IncreLoraError(f"global_step is {global_step}: optimizer steps count from 1")
-        known_scale = self.regulariser.loss_scale()
-        if loss_scale is not None and loss_scale != known_scale and self.regulariser.weight:
-            raise IncreLoraError(
-                f"loss_scale is {loss_scale}, but the regulariser's gradient has been scaled by {known_scale}: give "
-                "the GradScaler to create_optimizer(..., scaler=scaler)"
-            )
         before = self.step
-        if global_step == before and self._stepped:
+        if global_step <= before and self._stepped:
             raise IncreLoraError(
-                f"update_and_allocate({global_step}) is called a second time: call it once per optimizer step, after "
-                "the last backward pass, with the number of that step"
+                f"update_and_allocate({global_step}) comes after step {before}: call it once per optimizer step, after "
+                "the last backward pass, with a number that goes on from epoch to epoch"
+            )
+        if self._updated is False and self.regulariser.scaler is None:
+            self._say(
+                "update_and_allocate is called twice without an optimizer step between: call it once per optimizer "
+                "step, not after every backward pass"
             )
         self._allocated = self._stepped = True
+        self._updated = False if self._followed() else None
         self.step = global_step
         self.regulariser.next_step()
         if self.budget is None or self.finished:
@@ -259,7 +255,7 @@ class RankAllocator:
             check_equal(self.adapter, list(self.layers.values()))
             self._checked_equal = True
         if self.schedule.is_scored(global_step):
-            self._score(loss_scale or known_scale, counts=global_step > 1 or self.config.score_first_step)
+            self._score(counts=global_step > 1 or self.config.score_first_step)
         if global_step == 1 and self.config.reserve_from == "first_step":
             for layer in self.layers.values():
                 layer.add_reserve(self.adapter)
@@ -278,7 +274,7 @@ class RankAllocator:
 
     def restore(self, step: int) -> None:
         """Go on from the ranks and scores that a layer has been given, after optimizer step ``step``."""
-        self.step, self._stepped = step, False
+        self.step, self._stepped, self._updated = step, False, None
         self.regulariser.next_step()
         self._arm()
 
@@ -356,6 +352,15 @@ class RankAllocator:
                     recorder.clear()
         self._allocated = False
 
+    def _begin_update(self) -> None:
+        """An optimizer that is followed takes a step."""
+        if self._stepped and not self._allocated and not self.finished:
+            self._say(
+                "update_and_allocate is called after optimizer.step(): call it between the backward pass and the "
+                "optimizer's step, else scores are taken of one step's gradient and the next one's weights"
+            )
+        self._updated = True
+
     def _arm(self) -> None:
         """Record what the score is taken from in the next step if that one is scored."""
         on = self.schedule is not None and not self.finished and self.schedule.is_scored(self.step + 1)
@@ -368,10 +373,10 @@ class RankAllocator:
             else:
                 layer.components[self.adapter].recorder = None
 
-    def _score(self, loss_scale: float, *, counts: bool) -> None:
+    def _score(self, *, counts: bool) -> None:
         parts = [layer.components[self.adapter] for layer in self.layers.values()]
         total = self._taylor_scores() if self.config.score == "taylor" else self._exact_scores()
-        total = total / loss_scale if counts else torch.zeros_like(total)
+        total = total / self.regulariser.loss_scale() if counts else torch.zeros_like(total)
         importance = torch.stack([part.importance.to(total) for part in parts])
         for part, row in zip(parts, smooth(importance, total, self.config.beta1, self.config.beta2), strict=True):
             part.importance = row
@@ -488,9 +493,7 @@ class RankAllocator:
         """Whether all that holds the adapter's tensors can follow a change of their size."""
         if world_size() > 1 or not self._followed():
             return False
-        parameters = [
-            getattr(layer, f"increlora_{kind}")[self.adapter] for layer in self.layers.values() for kind in KINDS
-        ]
+        parameters = [tensor for layer in self.layers.values() for tensor in layer.tensors(self.adapter).values()]
         return all(can_resize(one, parameter) for one in self._followed() for parameter in parameters)
 
     def _enlarge(self, name: str, layer: IncreLoraLayer, needed: int) -> None:
@@ -538,13 +541,13 @@ class RankAllocator:
             warnings.warn(message, stacklevel=3)
 
 
-def find_allocators(model: nn.Module) -> list[RankAllocator]:
-    """The allocators of all active IncreLoRA adapters in a model of any kind; empty if there is none."""
-    found: dict[int, RankAllocator] = {}
+def find_allocators(model: nn.Module, adapter: str | None = None) -> list[RankAllocator]:
+    """The allocators in a model of any kind: those of all active adapters, or that of one; empty if there is none."""
+    found = {}
     for module in model.modules():
         if isinstance(module, IncreLoraLayer):
-            for adapter in module.active_adapters:
-                part = module.components.get(adapter)
+            for name in module.active_adapters if adapter is None else [adapter]:
+                part = module.components.get(name)
                 if part is not None and part.allocator is not None:
                     found[id(part.allocator)] = part.allocator
     return list(found.values())
@@ -556,11 +559,7 @@ def find_allocator(model: nn.Module, adapter: str | None = None) -> RankAllocato
     Raises:
         IncreLoraError: the model has no such IncreLoRA adapter.
     """
-    for module in model.modules():
-        if isinstance(module, IncreLoraLayer):
-            for name in [adapter] if adapter is not None else module.active_adapters:
-                part = module.components.get(name)
-                if part is not None and part.allocator is not None:
-                    return part.allocator
+    if found := find_allocators(model, adapter):
+        return found[0]
     wanted = "no active IncreLoRA adapter" if adapter is None else f"no IncreLoRA adapter {adapter!r}"
     raise IncreLoraError(f"the model has {wanted}: create one with get_peft_model(model, IncreLoraConfig())")

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 if TYPE_CHECKING:
     from .layer import IncreLoraLayer
@@ -166,11 +165,8 @@ class LambdaGradients:
         self._start()
 
     def _start(self) -> None:
-        self._hooked: Any = WeakIdKeyDictionary()
+        self._hooked: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_hooked", "_sums")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # copied parameters have lost their hooks
         self.__dict__.update(state)
@@ -179,9 +175,9 @@ class LambdaGradients:
     def watch(self, name: str) -> None:
         """Hook into the gradient of a module's lambda; cheap if that has happened before."""
         parameter = self.layers[name].increlora_lambda[self.adapter]
-        if parameter not in self._hooked and parameter.requires_grad:
+        if parameter.requires_grad and self._hooked.get(name) is not parameter:
             parameter.register_post_accumulate_grad_hook(partial(self._arrive, name))
-            self._hooked[parameter] = True
+            self._hooked[name] = parameter
 
     def listen(self, on: bool) -> None:
         """Take note of the next step's gradients, or do not; what has arrived is forgotten."""

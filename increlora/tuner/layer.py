@@ -16,12 +16,16 @@ import copy
 import json
 import math
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig
 from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.other import transpose
 from torch import Tensor, nn
@@ -37,7 +41,8 @@ if TYPE_CHECKING:
 
 _STATE = ("rank", "reserve", "seed", "initial", "growing", "closed", "gains")
 
-KINDS = ("A", "B", "lambda")
+KINDS = {"A": 0, "B": 1, "lambda": 0}
+"""The tensors of an adapter, and the dimension along which each holds its components."""
 
 ALIGNMENT = 8
 """Storage and the part of it that is multiplied have a multiple of so many rows."""
@@ -129,6 +134,10 @@ class IncreLoraLayer(BaseTunerLayer):
     def capacity(self, adapter: str) -> int:
         return self.increlora_lambda[adapter].shape[0]
 
+    def tensors(self, adapter: str) -> dict[str, nn.Parameter]:
+        """A, B and lambda, by the names in `KINDS`."""
+        return {kind: getattr(self, f"increlora_{kind}")[adapter] for kind in KINDS}
+
     def max_rank(self, adapter: str) -> int:
         """The highest rank that growth may give this module."""
         return highest_rank(self.components[adapter].config, self.in_features, self.out_features)
@@ -167,8 +176,8 @@ class IncreLoraLayer(BaseTunerLayer):
         fits = components.growing and components.used <= self.capacity(adapter)
         self.resize(adapter, self.capacity(adapter) if fits else self._room(adapter))
         with torch.no_grad():
-            for kind in KINDS:
-                getattr(self, f"increlora_{kind}")[adapter].zero_()
+            for tensor in self.tensors(adapter).values():
+                tensor.zero_()
         self._draw_rows(adapter, rank, components.used)
         self.set_borders(adapter)
 
@@ -188,18 +197,16 @@ class IncreLoraLayer(BaseTunerLayer):
         A promoted lambda starts at ``reserve_lambda`` with advance learning and at 0 without it.
         """
         components = self.components[adapter]
-        config, old = components.config, components.used
-        components.rank += ranks
-        components.reserve = config.ranks_per_event
+        promoted = slice(components.rank, components.rank + ranks)
+        components.rank, components.reserve = components.rank + ranks, components.reserve - ranks
         components.gains.append([step, ranks])
         with torch.no_grad():
-            start = config.reserve_lambda if config.advance_learning else 0.0
-            self.increlora_lambda[adapter][components.rank - ranks : components.rank] = start
-        self._draw_rows(adapter, old, components.used)
-        self.set_borders(adapter)
+            start = components.config.reserve_lambda if components.config.advance_learning else 0.0
+            self.increlora_lambda[adapter][promoted] = start
+        self.add_reserve(adapter)
 
     def add_reserve(self, adapter: str) -> None:
-        """Create a reserve where there is none yet."""
+        """Fill the reserve, with fresh components behind those that are there."""
         components = self.components[adapter]
         old, components.reserve = components.used, components.config.ranks_per_event
         self._draw_rows(adapter, old, components.used)
@@ -219,9 +226,8 @@ class IncreLoraLayer(BaseTunerLayer):
     def resize(self, adapter: str, capacity: int) -> None:
         """Give the storage ``capacity`` rows, in the same Parameters, and have the optimizers follow."""
         allocator = self.components[adapter].allocator
-        for kind, dim in zip(KINDS, (0, 1, 0), strict=True):
-            parameter = getattr(self, f"increlora_{kind}")[adapter]
-            shape = parameter.shape
+        for kind, parameter in self.tensors(adapter).items():
+            shape, dim = parameter.shape, KINDS[kind]
             if shape[dim] != capacity:
                 resize(parameter, dim, capacity)
                 if allocator is not None:
@@ -305,8 +311,9 @@ class IncreLoraLayer(BaseTunerLayer):
         shape = (self.out_features, self.in_features)
         recorder = components.recorder
         if recorder is None or recorder.hold != hold or not recorder.fits(self.increlora_A[adapter]):
+            update = partial(self.factored_update, adapter)  # can be copied and pickled with its layer
             components.recorder = UpdateGradient(
-                self.increlora_A[adapter], shape, _Update(self, adapter), components.config.score_reduction, hold
+                self.increlora_A[adapter], shape, update, components.config.score_reduction, hold
             )
 
     # ---------------------------------------------------------------- merging
@@ -321,8 +328,6 @@ class IncreLoraLayer(BaseTunerLayer):
         for adapter in check_adapters_to_merge(self, adapter_names):
             if adapter not in self.components:
                 continue
-            if safe_merge and not all(torch.isfinite(factor).all() for factor in self.lora_factors(adapter)):
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
             if self.rank(adapter):
                 lora = self._as_lora(adapter)
                 lora.merge(safe_merge, [adapter])
@@ -348,9 +353,6 @@ class IncreLoraLayer(BaseTunerLayer):
 
     def _as_lora(self, adapter: str) -> Any:
         """PEFT's LoRA layer around the same base layer with the same update: it knows every quantised format."""
-        from peft import LoraConfig
-        from peft.tuners.lora import LoraModel
-
         a, b = self.lora_factors(adapter)
         base: Any = self.get_base_layer()
         config = LoraConfig(r=len(a), lora_alpha=len(a), init_lora_weights=False)
@@ -391,6 +393,11 @@ class IncreLoraLayer(BaseTunerLayer):
         if components.allocator is not None:
             components.allocator.restore(state["step"])
 
+    def pack_state(self, adapters: Iterable[str]) -> Tensor:
+        """What the state dict has to hold beside these adapters' tensors: ranks and growth, as JSON in bytes."""
+        state = {adapter: self.growth_state(adapter) for adapter in adapters}
+        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+
     def take_state(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Divide the storage as a state dict says that is about to be loaded, and pad its tensors to the storage."""
         if (saved := state_dict.get(f"{prefix}increlora_state._extra_state")) is None:
@@ -399,18 +406,18 @@ class IncreLoraLayer(BaseTunerLayer):
             if adapter not in self.components:
                 continue
             self.load_growth_state(adapter, state)
-            for kind, dim in zip(KINDS, (0, 1, 0), strict=True):
+            for kind, stored in self.tensors(adapter).items():
                 tensor = state_dict.get(key := f"{prefix}increlora_{kind}.{adapter}")
-                if tensor is not None and tensor.shape[dim] < self.capacity(adapter):
-                    padded = getattr(self, f"increlora_{kind}")[adapter].detach().clone()
-                    padded.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
+                if tensor is not None and tensor.shape[KINDS[kind]] < self.capacity(adapter):
+                    padded = stored.detach().clone()
+                    padded.narrow(KINDS[kind], 0, tensor.shape[KINDS[kind]]).copy_(tensor)
                     state_dict[key] = padded
 
 
 class _State(nn.Module):
-    """What the state dict has to hold beside a layer's tensors: ranks and growth, as JSON in bytes (a tensor).
+    """Has the state dict hold `IncreLoraLayer.pack_state` too, under the prefix of the adapter's tensors.
 
-    A module of its own, so that its key bears the prefix of the adapter's tensors. The layer reads it, before those.
+    The layer reads it, before those.
     """
 
     def __init__(self, layer: IncreLoraLayer):
@@ -419,21 +426,10 @@ class _State(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         layer: IncreLoraLayer = self.layer  # type: ignore[assignment]
-        state = {adapter: layer.growth_state(adapter) for adapter in layer.components}
-        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+        return layer.pack_state(layer.components)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing is left to do after `IncreLoraLayer.take_state`."""
-
-
-class _Update:
-    """Rows of the update matrix of a layer; a class, so that a recorder can be copied and pickled with its layer."""
-
-    def __init__(self, layer: IncreLoraLayer, adapter: str):
-        self.layer, self.adapter = layer, adapter
-
-    def __call__(self, rows: slice | None) -> Tensor:
-        return self.layer.factored_update(self.adapter, rows)
 
 
 class IncreLoraLinear(nn.Module, IncreLoraLayer):
@@ -543,6 +539,13 @@ class IncreLoraEmbedding(IncreLoraLinear):
         return update if scale is None else update * scale.to(update.dtype)
 
 
+def named_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, IncreLoraLayer]]:
+    """The layers with this adapter and their names."""
+    for name, module in model.named_modules():
+        if isinstance(module, IncreLoraLayer) and adapter in module.components:
+            yield name, module
+
+
 def features(base: Any) -> tuple[int, int]:
     """``(in, out)`` of a layer that can be adapted.
 
@@ -554,7 +557,7 @@ def features(base: Any) -> tuple[int, int]:
         return height, width
     if isinstance(base, nn.Embedding):
         return base.num_embeddings, base.embedding_dim
-    if isinstance(base, nn.Linear) or (hasattr(base, "in_features") and hasattr(base, "out_features")):
+    if hasattr(base, "in_features") and hasattr(base, "out_features"):
         return base.in_features, base.out_features
     raise TypeError(
         f"Target module {base} is not supported. Currently, only linear layers (quantised ones too), "

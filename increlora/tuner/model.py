@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,21 +18,20 @@ from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
-from torch import nn
+from torch import Tensor, nn
 
 from .allocation import component_costs, highest_rank, nominal_budget, resolve_schedule
 from .config import IncreLoraConfig
-from .errors import ConfigError, IncreLoraError
-from .growth import RankAllocator, find_allocator
-from .layer import IncreLoraEmbedding, IncreLoraLayer, IncreLoraLinear, features
+from .errors import ConfigError
+from .growth import RankAllocator, find_allocator, find_allocators
+from .layer import KINDS, IncreLoraEmbedding, IncreLoraLayer, IncreLoraLinear, features, named_layers
 from .regulariser import Deviation
-from .state import AdapterStateDict
 
 HEADS = {*SEQ_CLS_HEAD_NAMES, "classification_head", "pre_classifier", "pooler", "qa_outputs", "lm_head"}
 """Names of modules that are part of a task head: ``target_modules="all-linear"`` passes over what is in them."""
 
 
-class IncreLoraModel(AdapterStateDict, BaseTuner):
+class IncreLoraModel(BaseTuner):
     """IncreLoRA (arXiv 2308.12043). Created by ``get_peft_model(model, IncreLoraConfig(...))``."""
 
     prefix: str = "increlora_"
@@ -67,52 +67,45 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
         _maybe_include_all_linear_layers(config, model)
         if all_linear:
             config.target_modules = {n for n in config.target_modules or () if not HEADS & set(n.split("."))}  # type: ignore[assignment]
-        adapted = [name for name, module in model.named_modules() if isinstance(module, IncreLoraLayer)]
-        inside = tuple(f"{name}." for name in adapted)
-        matched = [
-            (name, module)
-            for name, module in model.named_modules()
-            if name and not name.startswith(inside or ("\0",)) and self._check_target_module_exists(config, name)
-        ]
-        for name, module in matched:
-            try:
-                features(module.get_base_layer() if isinstance(module, IncreLoraLayer) else module)
-            except TypeError as error:
-                raise TypeError(f"{name}: {error}") from None
-        heads = [name for name, _ in matched if HEADS & set(name.split("."))]
-        if heads:
+        inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, IncreLoraLayer))
+        shapes = {}
+        for name, module in model.named_modules():
+            if name and not name.startswith(inside) and self._check_target_module_exists(config, name):
+                base = module.get_base_layer() if isinstance(module, IncreLoraLayer) else module
+                try:
+                    shapes[name] = features(base)
+                except TypeError as error:
+                    raise TypeError(f"{name}: {error}") from None
+        if heads := [name for name in shapes if HEADS & set(name.split("."))]:
             warnings.warn(
                 f"target_modules matches {', '.join(heads)} of the task head, which is usually trained in full: name "
                 "it in `modules_to_save` instead",
                 stacklevel=2,
             )
         if config.target_r is not None and config.grows and not config.allow_overshoot:
-            shapes = [
-                features(module.get_base_layer() if isinstance(module, IncreLoraLayer) else module)
-                for _, module in matched
-            ]
-            widths = [sum(shape) for shape in shapes]
-            costs, budget = component_costs(config, widths), nominal_budget(config, widths)
-            initial = sum(
-                cost * self._initial_rank(config, name) for cost, (name, _) in zip(costs, matched, strict=True)
+            self._check_budget(config, shapes)
+
+    def _check_budget(self, config: IncreLoraConfig, shapes: dict[str, tuple[int, int]]) -> None:
+        widths = [sum(shape) for shape in shapes.values()]
+        costs, budget = component_costs(config, widths), nominal_budget(config, widths)
+        initial = sum(cost * self._initial_rank(config, name) for cost, name in zip(costs, shapes, strict=True))
+        if initial > budget:
+            raise ConfigError(
+                "target_r",
+                f"{config.target_r} asks for {budget} {config.unit} over {len(shapes)} modules; they start with "
+                f"{initial}",
             )
-            if initial > budget:
-                raise ConfigError(
-                    "target_r",
-                    f"{config.target_r} asks for {budget} {config.unit} over {len(matched)} modules; they start with "
-                    f"{initial}",
-                )
-            if config.total_step is not None and config.deltaT is not None:
-                ranks = [highest_rank(config, *shape) for shape in shapes]
-                highest = max(initial, sum(map(operator.mul, costs, ranks)))
-                resolve_schedule(
-                    config,
-                    total_step=config.total_step,
-                    warmup_steps=0,
-                    costs=costs,
-                    initial=initial,
-                    budget=min(budget, highest),
-                )
+        if config.total_step is not None and config.deltaT is not None:
+            ranks = [highest_rank(config, *shape) for shape in shapes.values()]
+            highest = max(initial, sum(map(operator.mul, costs, ranks)))
+            resolve_schedule(
+                config,
+                total_step=config.total_step,
+                warmup_steps=0,
+                costs=costs,
+                initial=initial,
+                budget=min(budget, highest),
+            )
 
     @staticmethod
     def _initial_rank(config: IncreLoraConfig, name: str) -> int:
@@ -199,28 +192,66 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
             for handle in handles:
                 handle.remove()
 
-    # ---------------------------------------------------------------- growth
+    # ---------------------------------------------------------------- saved adapters
 
-    def allocators(self) -> list[RankAllocator]:
-        """The allocators of the active adapters."""
-        names = [name for name in self.active_adapters if any(name in layer.components for layer in self._layers())]
-        return [find_allocator(self.model, name) for name in names]
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: Any,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        """PEFT's hook for saving: only the active components, because the reserve matters only in training."""
+        selected = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        selected = {key: value for key, value in selected.items() if ".increlora_state." not in key}
+        config._saved_ranks = {}  # for the config that is saved next; the caller's own stays as it is
+        for name, layer in named_layers(model, adapter_name):
+            rank = layer.rank(adapter_name)
+            config._saved_ranks[name.removeprefix("base_model.model.")] = rank
+            for kind, dim in KINDS.items():
+                key = f"{name}.increlora_{kind}.{adapter_name}"
+                if key in selected:
+                    selected[key] = selected[key].narrow(dim, 0, rank).contiguous()
+        return selected
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """PEFT's hook for loading: every layer takes the rank of the saved tensors."""
+        mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        layers = {
+            f"{name}.increlora_": layer
+            for name, layer in named_layers(model, adapter_name)
+            if f"{name}.increlora_lambda.{adapter_name}" in mapped
+        }
+        for prefix, layer in layers.items():
+            layer.set_rank(adapter_name, len(mapped[f"{prefix}lambda.{adapter_name}"]))
+        if layers:
+            find_allocator(model, adapter_name).resume_from_ranks()
+        for prefix, layer in layers.items():  # with which the layer pads the tensors to its storage
+            mapped[f"{prefix}state._extra_state"] = layer.pack_state([adapter_name])
+        return mapped
+
+    # ---------------------------------------------------------------- growth
 
     def set_total_steps(self, total_step: int, warmup_steps: int = 0) -> None:
         """See `RankAllocator.set_total_steps`."""
-        for allocator in self.allocators():
+        for allocator in find_allocators(self.model):
             allocator.set_total_steps(total_step, warmup_steps)
 
-    def update_and_allocate(self, global_step: int, *, loss_scale: float | None = None) -> dict[str, int]:
-        """See `RankAllocator.update_and_allocate`; of all active adapters."""
-        grown: dict[str, int] = {}
-        for allocator in self.allocators():
-            grown.update(allocator.update_and_allocate(global_step, loss_scale=loss_scale))
-        return grown
+    def update_and_allocate(self, global_step: int) -> dict[str, int]:
+        """See `RankAllocator.update_and_allocate`; of all active adapters, whose gains are added up."""
+        grown: Counter[str] = Counter()
+        for allocator in find_allocators(self.model):
+            grown.update(allocator.update_and_allocate(global_step))
+        return dict(grown)
 
     def orthogonality_loss(self) -> float:
         """The weighted regulariser of the active adapters now, a number to look at: it acts on gradients by itself."""
-        return sum(allocator.regulariser.value() for allocator in self.allocators())
+        return sum(allocator.regulariser.value() for allocator in find_allocators(self.model))
 
     def rank_distribution(self, adapter: str | None = None) -> dict[str, int]:
         """Active rank per module, in the form that ``LoraConfig(rank_pattern=...)`` takes."""
@@ -237,22 +268,6 @@ class IncreLoraModel(AdapterStateDict, BaseTuner):
     def orthogonality(self, adapter: str | None = None, *, reserve: bool = True) -> Deviation:
         """See `RankAllocator.orthogonality`."""
         return find_allocator(self.model, adapter).orthogonality(reserve=reserve)
-
-    def adapter_layers(self, adapter: str | None = None) -> dict[str, IncreLoraLayer]:
-        """Layers with this adapter (default: the active one) by the base model's module name."""
-        return find_allocator(self.model, adapter).layers
-
-
-def find_tuner(model: nn.Module) -> IncreLoraModel:
-    """The IncreLoRA tuner in a (wrapped) model.
-
-    Raises:
-        IncreLoraError: there is none. `find_allocator` finds adapters that were injected without one.
-    """
-    for module in model.modules():
-        if isinstance(module, IncreLoraModel):
-            return module
-    raise IncreLoraError("the model has no IncreLoRA adapter: create one with get_peft_model(model, IncreLoraConfig())")
 
 
 def _pass_adapter_names(module: nn.Module, args: Any, kwargs: dict[str, Any], names: list[str]) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from .decay import decay_groups
 from .errors import IncreLoraError
 from .growth import find_allocators
 from .layer import KINDS
@@ -62,8 +63,8 @@ class RestartedWarmup:
 
 
 @dataclass(frozen=True)
-class _Component:
-    """Where an adapter tensor belongs."""
+class _AdapterTensor:
+    """Where a tensor of an adapter belongs."""
 
     layer: IncreLoraLayer
     adapter: str
@@ -94,7 +95,7 @@ class _Rows:
     The entries ``step`` and ``birth`` of the optimizer's state are views of these vectors.
     """
 
-    def __init__(self, states: list[dict[str, Any]], members: list[_Component]):
+    def __init__(self, states: list[dict[str, Any]], members: list[_AdapterTensor]):
         self.sizes = [len(state["step"]) for state in states]
         self.starts = torch.tensor([0, *self.sizes[:-1]]).cumsum(0).clamp_max(max(0, sum(self.sizes) - 1))
         self._counts: list[int] = []
@@ -143,6 +144,9 @@ class IncreLoraAdamW(torch.optim.AdamW):
         adapted: the model whose adapter tensors are among ``params``.
         schedule: the learning rates of later births; without it they have the group's.
 
+    Attributes:
+        youngest_lr: learning rate that the A and B born last had in the last step.
+
     Raises:
         IncreLoraError: the model has no trainable IncreLoRA adapter.
     """
@@ -161,27 +165,26 @@ class IncreLoraAdamW(torch.optim.AdamW):
         model = params if isinstance(params, nn.Module) else adapted
         if model is None:
             raise IncreLoraError("IncreLoraAdamW needs the model: IncreLoraAdamW(model) or adapted=model")
-        self._components = {
-            getattr(layer, f"increlora_{kind}")[allocator.adapter]: _Component(layer, allocator.adapter, kind)
+        self._components: dict[Tensor, _AdapterTensor] = {
+            tensor: _AdapterTensor(layer, allocator.adapter, kind)
             for allocator in find_allocators(model)
             for layer in allocator.layers.values()
-            for kind in KINDS
-            if getattr(layer, f"increlora_{kind}")[allocator.adapter].requires_grad
+            for kind, tensor in layer.tensors(allocator.adapter).items()
+            if tensor.requires_grad
         }
         if not self._components:
-            raise IncreLoraError("the model has no trainable IncreLoRA adapter: was it loaded with is_trainable=True?")
-        groups = _decay_groups(model) if isinstance(params, nn.Module) else params
+            raise IncreLoraError(
+                "the model has no trainable IncreLoRA adapter: create one with get_peft_model(model, "
+                "IncreLoraConfig()), or load it with is_trainable=True"
+            )
+        groups = decay_groups(model) if isinstance(params, nn.Module) else params
         self._rows: dict[int, _Rows] = {}
         super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=False)
         self.schedule = schedule
-        self._youngest_lr = lr
+        self.youngest_lr = lr
         self._first = {parameter: component.trained_rows() for parameter, component in self._components.items()}
         for allocator in find_allocators(model):
             allocator.follow(self)
-
-    def youngest_lr(self) -> float:
-        """Learning rate that the A and B born last had in the last step."""
-        return self._youngest_lr
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's: adapter tensors go to groups of one learning rate each, other parameters to one of their own."""
@@ -210,12 +213,15 @@ class IncreLoraAdamW(torch.optim.AdamW):
             inspect.unwrap(torch.optim.AdamW.step)(self)  # torch wraps it anew to run hooks, which `step` here does
         finally:
             self.param_groups = groups
-        for index, group in enumerate(groups):
-            if group["components"]:
-                self._step_components(index, group)
+        adapted = [index for index, group in enumerate(groups) if group["components"]]
+        for index in adapted:
+            youngest = self._step_components(index, groups[index])
+            if index == adapted[0]:
+                self.youngest_lr = youngest
         return loss
 
-    def _step_components(self, index: int, group: dict[str, Any]) -> None:
+    def _step_components(self, index: int, group: dict[str, Any]) -> float:
+        """One update of the adapter tensors of a group; returns the learning rate of the components born last."""
         parameters: list[nn.Parameter] = group["params"]
         beta1, beta2 = group["betas"]
         members = [self._components[parameter] for parameter in parameters]
@@ -234,8 +240,7 @@ class IncreLoraAdamW(torch.optim.AdamW):
         )
         rows.steps += active
         rates = torch.where(active, rows.rates(group, self.schedule), 0.0)
-        if index == 0:
-            self._youngest_lr = float(rates[torch.where(active, rows.births, -1).argmax()])
+        youngest = float(rates[torch.where(active, rows.births, -1).argmax()])
         counts = rows.steps.clamp_min(1).to(torch.float64)
         table = torch.stack(
             [rates / (1 - beta1**counts), (1 - beta2**counts).sqrt(), 1 - rates * group["weight_decay"]]
@@ -265,6 +270,7 @@ class IncreLoraAdamW(torch.optim.AdamW):
                 state["step"][min(now, state["rows"]) :] = 0
                 state["rows"] = now
                 self._rows.pop(index, None)
+        return youngest
 
     @staticmethod
     def _update(
@@ -303,7 +309,7 @@ class IncreLoraAdamW(torch.optim.AdamW):
     def _state(self, parameter: nn.Parameter) -> dict[str, Any]:
         state = self.state[parameter]
         if "exp_avg" not in state:  # as with torch's AdamW, the model may have moved to another device until now
-            size = parameter.shape[1 if self._components[parameter].kind == "B" else 0]
+            size = parameter.shape[KINDS[self._components[parameter].kind]]
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
             state["step"], state["birth"] = torch.zeros(size), torch.zeros(size, dtype=torch.int64)
             state["rows"] = self._first[parameter]
@@ -321,26 +327,6 @@ class IncreLoraAdamW(torch.optim.AdamW):
             if saved is not None and parameter in self._components:
                 for name in PER_COMPONENT & saved.keys():
                     self.state[parameter][name] = saved[name].to("cpu", copy=True)
-
-
-def normalisation_and_bias_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay leaves alone: biases and everything in a normalisation layer."""
-    names = set()
-    for prefix, module in model.named_modules():
-        for name, _ in module.named_parameters(recurse=False):
-            if "bias" in name or "norm" in type(module).__name__.lower():
-                names.add(f"{prefix}.{name}" if prefix else name)
-    return names
-
-
-def _decay_groups(model: nn.Module) -> list[dict[str, Any]]:
-    exempt = normalisation_and_bias_names(model)
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for name, parameter in trainable if name not in exempt]},
-        {"params": [parameter for name, parameter in trainable if name in exempt], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def create_optimizer(
@@ -392,6 +378,6 @@ def create_optimizer(
     optimizer.schedule = RestartedWarmup.of(scheduler, warmup_steps)
     for allocator in find_allocators(model):
         allocator.gradient_accumulation_steps = gradient_accumulation_steps
-        allocator.regulariser.follow_scaler(scaler)
+        allocator.regulariser.scaler = scaler
         allocator.set_total_steps(total_steps, warmup_steps)
     return optimizer, scheduler

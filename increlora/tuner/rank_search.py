@@ -7,6 +7,7 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -61,14 +62,17 @@ def find_ranks(
         raise ConfigError("model", "has an adapter already; find ranks on the base model")
     if round_to < 1 or budget < round_to or budget % round_to:
         raise ConfigError("budget", f"got {budget}; must be a multiple of round_to ({round_to})")
+    if max_r is not None and max_r < round_to:
+        raise ConfigError("max_r", f"got {max_r}; must be round_to ({round_to}) or more, or None")
     interval = max(1, int(0.8 * steps) // max(1, events))
     fields: dict[str, Any] = {
         "target_r": budget // round_to,
-        "max_r": None if max_r is None else max(1, max_r // round_to),
+        "max_r": None if max_r is None else max_r // round_to,
         "deltaT": interval,
         "growth_end": min(0.8, interval * max(1, events) / steps),
         **config,
     }
+    device = next(model.parameters()).device
     modules = dict(model.named_modules())
     training = {module: module.training for module in modules.values()}
     gradients = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
@@ -81,7 +85,7 @@ def find_ranks(
             optimizer, scheduler = create_optimizer(adapted, lr=lr, total_steps=steps, warmup_steps=interval)
             adapted.train()
             for step, batch in enumerate(_repeated(batches, steps), start=1):
-                value = adapted(**_moved(batch, adapted)).loss if loss is None else loss(adapted, batch)
+                value = adapted(**send_to_device(batch, device)).loss if loss is None else loss(adapted, batch)
                 value.backward()
                 adapted.update_and_allocate(step)
                 optimizer.step()
@@ -106,11 +110,6 @@ def _repeated(batches: Iterable[Any], steps: int) -> Iterator[Any]:
     if not kept:
         raise ConfigError("batches", "is empty")
     return islice(cycle(kept), steps)
-
-
-def _moved(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    device = next(model.parameters()).device
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def _restore(

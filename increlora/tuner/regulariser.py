@@ -20,14 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 if TYPE_CHECKING:
     from .config import IncreLoraConfig
     from .layer import Components, IncreLoraLayer
-
-_TRANSIENT = ("_hooked", "_watched", "_pending")
-"""What a copy starts without: its parameters are others."""
 
 Key = tuple[str, str]
 """Module name and ``"A"`` or ``"B"``."""
@@ -60,6 +56,9 @@ class Stack:
         products = self.product(self.matrices, self.matrices.transpose(1, 2))
         return products * (self.counted.unsqueeze(1) * self.counted.unsqueeze(2)) - torch.diag_embed(self.counted)
 
+
+MEAN_WEIGHT = 0.1
+"""The paper's coefficient, of a mean over all A and B."""
 
 Rows = Literal["counted", "used", "rank"]
 """Which rows count: those of the regulariser, active components and reserve, or active components alone."""
@@ -164,6 +163,9 @@ class Regulariser:
         adapter: name of the adapter.
         config: of the adapter.
         on_step: called in the first backward pass of every optimizer step.
+
+    Attributes:
+        scaler: the ``GradScaler`` that multiplies the loss, if any; the regulariser's gradient is scaled as it scales.
     """
 
     def __init__(
@@ -174,18 +176,16 @@ class Regulariser:
         on_step: Callable[[], None],
     ):
         self.layers, self.adapter, self.on_step = layers, adapter, on_step
-        self.weight, self.kind = config.orth_reg_weight, config.orth_reg
-        self.follow_scaler(None)
+        self.kind = config.orth_reg
+        mean_weight = MEAN_WEIGHT / (2 * len(layers)) if self.kind == "squared" else MEAN_WEIGHT
+        self.weight = mean_weight if config.orth_reg_weight is None else config.orth_reg_weight
+        self.scaler: torch.amp.GradScaler | None = None
         self.steps = 0
         self._start()
 
     def _start(self) -> None:
-        self._hooked: Any = WeakIdKeyDictionary()
-        self._watched: dict[str, tuple[Tensor, Tensor]] = {}
+        self._hooked: dict[Key, Tensor] = {}
         self._pending: dict[Key, tuple[tuple[int, int], Tensor | None]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in _TRANSIENT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # copied parameters have lost their hooks
         self.__dict__.update(state)
@@ -193,29 +193,23 @@ class Regulariser:
 
     def watch(self, name: str, layer: IncreLoraLayer) -> None:
         """Hook into the gradients of a module's A and B; cheap if that has happened before."""
-        matrices = layer.increlora_A[self.adapter], layer.increlora_B[self.adapter]
-        known = self._watched.get(name)
-        if known is not None and known[0] is matrices[0] and known[1] is matrices[1]:
-            return
-        for kind, parameter in zip(("A", "B"), matrices, strict=True):
-            if parameter not in self._hooked and parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(partial(self._add, layer, (name, kind)))
-                self._hooked[parameter] = True
-        if all(parameter in self._hooked for parameter in matrices):
-            self._watched[name] = matrices
+        for kind, parameter in (("A", layer.increlora_A[self.adapter]), ("B", layer.increlora_B[self.adapter])):
+            key = name, kind
+            if parameter.requires_grad and self._hooked.get(key) is not parameter:
+                parameter.register_post_accumulate_grad_hook(partial(self._add, layer, key))
+                self._hooked[key] = parameter
 
-    def follow_scaler(self, scaler: torch.amp.GradScaler | None) -> None:
-        """Scale the gradient as this ``GradScaler`` scales the loss, or not at all."""
-        enabled = scaler is not None and scaler.is_enabled()
-        self.loss_scale: Callable[[], float] = scaler.get_scale if scaler is not None and enabled else _one
+    def loss_scale(self) -> float:
+        """What the `scaler` multiplies the loss with, and its gradients."""
+        return 1.0 if self.scaler is None else self.scaler.get_scale()
 
     def next_step(self) -> None:
         """The optimizer step is over, although no parameter may have changed."""
         self.steps += 1
 
-    def value(self, *, reserve: bool = True) -> float:
-        """The weighted regulariser now; ``reserve=False``: of the active components alone."""
-        groups = list(stacks(self.layers, self.adapter, "counted" if reserve else "rank"))
+    def value(self) -> float:
+        """The weighted regulariser now."""
+        groups = list(stacks(self.layers, self.adapter))
         return self.weight * float(orthogonality_loss(groups, self.kind)) if groups and self.weight else 0.0
 
     @torch.no_grad()
@@ -243,13 +237,9 @@ class Regulariser:
         gradients = orthogonality_gradients(groups, self.kind)
         for name, layer in self.layers.items():
             for kind in ("A", "B"):
-                parameter, gradient = getattr(layer, f"increlora_{kind}")[self.adapter], gradients.get((name, kind))
+                parameter, gradient = layer.tensors(self.adapter)[kind], gradients.get((name, kind))
                 if gradient is not None:
-                    stored = parameter.shape[0 if kind == "A" else 1]
+                    stored = layer.capacity(self.adapter)
                     gradient = gradient[:stored] if gradient.shape[0] > stored else gradient
                     gradient = gradient if kind == "A" else gradient.T
                 self._pending[name, kind] = (self.steps, parameter._version), gradient
-
-
-def _one() -> float:
-    return 1.0

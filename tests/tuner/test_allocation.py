@@ -83,8 +83,7 @@ def test_presets_follow_their_sources() -> None:
     gains = [IncreLoraConfig.from_preset("code", target_r=target).ranks_per_event for target in (2, 4, 6, 8)]
     assert gains == [1, 2, 3, 4]
     for config in (paper, code):
-        common = (config.init_r, config.beta1, config.beta2, config.orth_reg_weight, config.reserve_lambda)
-        assert common == (1, 0.85, 0.85, 0.1, 1e-5)
+        assert (config.init_r, config.beta1, config.beta2, config.reserve_lambda) == (1, 0.85, 0.85, 1e-5)
         assert config.advance_learning and config.restart_warmup
 
 
@@ -233,6 +232,7 @@ def test_too_few_events_ask_for_more_ranks_per_event() -> None:
         ("init_std", 0.0),
         ("reserve_lambda", -1.0),
         ("rank_pattern", {"a": 0}),
+        ("advance_learning", "no"),
     ],
 )
 def test_config_errors_name_the_field(field: str, value: object) -> None:

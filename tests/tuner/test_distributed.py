@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from increlora import IncreLoraCallback, create_optimizer, find_allocator, find_tuner
+from increlora import IncreLoraCallback, create_optimizer, find_allocator
 from increlora.errors import IncreLoraError
 from tests.tuner.conftest import adapter, deberta, tokens
 
@@ -96,13 +96,17 @@ def adapted(base: Callable[[], nn.Module], seed: int = 1, **changes: Any) -> Pef
 
 def outcome(model: nn.Module) -> dict[str, Any]:
     """What has to be equal: the decisions exactly, the numbers to rounding."""
-    tuner = find_tuner(model)
-    parameters = {n: p.detach() for n, p in tuner.model.named_parameters() if p.requires_grad and "increlora_" not in n}
-    for name, layer in tuner.adapter_layers().items():  # storage keeps its size where a wrapper holds it
+    allocator = find_allocator(model)
+    parameters = {
+        name.rpartition("base_model.model.")[2]: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and "increlora_" not in name
+    }
+    for name, layer in allocator.layers.items():  # storage keeps its size where a wrapper holds it
         parameters |= {
             f"{name}.{kind}": factor for kind, factor in zip("AB", layer.lora_factors("default"), strict=True)
         }
-    return {"events": tuner.growth_events(), "ranks": tuner.rank_distribution(), "parameters": parameters}
+    return {"events": allocator.events(), "ranks": allocator.rank_distribution(), "parameters": parameters}
 
 
 def assert_equal_outcome(two: list[dict[str, Any]], one: dict[str, Any]) -> None:

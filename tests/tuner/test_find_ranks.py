@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from increlora import create_optimizer, export_lora, find_ranks
+from increlora import create_optimizer, export_lora, find_allocator, find_ranks
 from increlora.errors import ConfigError
 from tests.conftest import TARGETS
 from tests.tuner.conftest import adapter, deberta, tokens, train
@@ -80,6 +80,8 @@ def test_what_cannot_be_distributed_is_refused() -> None:
     base, batches, config, _ = CASES["classifier"]
     with pytest.raises(ConfigError, match="multiple of round_to"):
         find_ranks(base(), batches, budget=5, steps=10, round_to=2, **config)
+    with pytest.raises(ConfigError, match=r"max_r: got 2; must be round_to \(4\) or more"):
+        find_ranks(base(), batches, budget=4, steps=10, round_to=4, max_r=2, **config)
     with pytest.raises(ConfigError, match="batches"):
         find_ranks(base(), [], budget=2, steps=10, **config)
     model = get_peft_model(base(), LoraConfig(target_modules=TARGETS))
@@ -113,7 +115,7 @@ def test_export_under_the_scale_rules_of_servers(uniform: bool, tmp_path: Path) 
     tensors = load_file(folder / "adapter_model.safetensors")
     assert bool(written["rank_pattern"]) != uniform
     exact = True
-    for name, layer in model.adapter_layers().items():
+    for name, layer in find_allocator(model).layers.items():
         a = tensors[f"base_model.model.{name}.lora_A.weight"]
         b = tensors[f"base_model.model.{name}.lora_B.weight"]
         assert not uniform or len(a) == written["r"] == max(model.rank_distribution().values())

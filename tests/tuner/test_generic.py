@@ -201,6 +201,7 @@ def test_name_and_status(kit: Kit) -> None:
     model = get_peft_model(kit.case.base(), kit.config(), adapter_name="lambda")  # part of other names too
     assert "lambda" in repr(model)
     assert model.get_model_status().peft_types == {"lambda": "INCRELORA"}
+    assert model.get_model_status().adapter_model_type == "IncreLoraModel"
     assert len(get_peft_model_state_dict(model, adapter_name="lambda")) >= 3 * len(model.rank_distribution())
 
 
@@ -367,10 +368,10 @@ def test_batch_of_mixed_adapters(kit: Kit) -> None:
         mixed = kit.case.forward(model.eval(), adapter_names=names)
     for row, name in enumerate(names):
         assert close(mixed[row], alone[name][row]), name
-    for wrong in (["unknown"] * 4, names[:3]):
-        with pytest.raises(ValueError, match=r"adapter"):
+    for wrong, message in ((["unknown"] * 4, "non-existing adapter"), (names[:3], "the number of inputs")):
+        with pytest.raises(ValueError, match=message):
             kit.case.forward(model, adapter_names=wrong)
-    with pytest.raises(ValueError, match="training"):
+    with pytest.raises(ValueError, match="training mode"):
         kit.case.forward(model.train(), adapter_names=names)
 
 

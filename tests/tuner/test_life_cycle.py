@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, trainer_optimizer
+from transformers import AutoModelForSequenceClassification, TrainerCallback, trainer_optimizer
 
 from increlora import (
     IncreLoraAdamW,
@@ -27,10 +26,10 @@ from increlora import (
     create_optimizer,
     export_lora,
     find_allocator,
-    find_tuner,
     lora_config,
 )
 from increlora.errors import ConfigError, IncreLoraError
+from increlora.tuner.growth import find_allocators
 from tests.conftest import TARGETS
 from tests.tuner.conftest import adapter, deberta, tokens, train
 from tests.tuner.test_models import CASES
@@ -44,12 +43,6 @@ def grown(model: PeftModel, steps: int = STEPS) -> Any:
     return optimizer, scheduler
 
 
-def test_initial_update_is_zero(model: PeftModel, logits: Any) -> None:
-    base = logits(deberta())
-    with torch.no_grad():  # the head is the base model's
-        torch.testing.assert_close(logits(model), base, atol=1e-5, rtol=0)
-
-
 def test_growth_ends_exactly_at_the_budget(model: PeftModel) -> None:
     grown(model)
     ranks = model.rank_distribution()
@@ -58,7 +51,7 @@ def test_growth_ends_exactly_at_the_budget(model: PeftModel) -> None:
     events = model.growth_events()
     assert [event["step"] for event in events] == list(range(4, 4 + 4 * len(events), 4))
     assert events[-1]["total_rank"] == 36
-    for layer in find_tuner(model).adapter_layers().values():
+    for layer in find_allocator(model).layers.values():
         rank = layer.rank("default")
         assert layer.components["default"].reserve == 0
         assert not layer.increlora_A["default"][rank:].any()
@@ -86,27 +79,8 @@ def test_reserve_trains_towards_orthogonality_only_with_advance_learning() -> No
         torch.manual_seed(1)
         model = get_peft_model(deberta(), adapter(advance_learning=advance, deltaT=30, top_h=12, target_r=2))
         grown(model, steps=29)
-        deviation[advance] = sum(find_tuner(model).orthogonality())
+        deviation[advance] = sum(find_allocator(model).orthogonality())
     assert deviation[True] < 0.5 * deviation[False]
-
-
-def test_saved_adapter_holds_the_active_components_and_loads_exactly(
-    model: PeftModel, tmp_path: Path, logits: Any
-) -> None:
-    grown(model)
-    expected = logits(model)
-    model.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".safetensors")) == [
-        "adapter_model.safetensors"
-    ]
-    saved = load_file(tmp_path / "adapter_model.safetensors")
-    ranks = model.rank_distribution()
-    for name, rank in ranks.items():
-        assert saved[f"base_model.model.{name}.increlora_A"].shape[0] == rank
-    for low_memory in (False, True):
-        loaded = PeftModel.from_pretrained(deberta(), tmp_path, low_cpu_mem_usage=low_memory)
-        assert loaded.rank_distribution() == ranks
-        torch.testing.assert_close(logits(loaded), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_transformers_loads_the_adapter_itself(tmp_path: Path, logits: Any) -> None:
@@ -121,17 +95,6 @@ def test_transformers_loads_the_adapter_itself(tmp_path: Path, logits: Any) -> N
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
     again.load_adapter(str(tmp_path / "adapter"))
     assert torch.equal(logits(again), logits(model))
-
-
-def test_changed_ranks_load_into_a_model_of_other_ranks(model: PeftModel, tmp_path: Path, logits: Any) -> None:
-    grown(model)
-    expected, ranks = logits(model), model.rank_distribution()
-    model.save_pretrained(tmp_path)
-    torch.manual_seed(5)
-    other = get_peft_model(deberta(), adapter())
-    other.load_adapter(str(tmp_path), "default", is_trainable=True)
-    assert other.rank_distribution() == ranks
-    assert torch.equal(logits(other), expected)
 
 
 def test_growth_goes_on_from_an_earlier_checkpoint(model: PeftModel, tmp_path: Path) -> None:
@@ -161,27 +124,6 @@ def test_overshot_budget_loads_and_resumes(tmp_path: Path) -> None:
     optimizer.load_state_dict(state[0])
     scheduler.load_state_dict(state[1])
     assert train(resumed, optimizer, scheduler, range(11, 16)) == expected
-
-
-def test_merge_unmerge_and_disable(model: PeftModel, logits: Any) -> None:
-    base = logits(model)
-    torch.manual_seed(1)
-    grown(model)
-    trained = logits(model)
-    assert (trained - base).abs().max() > 1e-2
-    model.merge_adapter()
-    torch.testing.assert_close(logits(model), trained, atol=1e-5, rtol=1e-5)
-    model.unmerge_adapter()
-    torch.testing.assert_close(logits(model), trained, atol=1e-5, rtol=1e-5)
-    for _ in range(2):
-        with model.disable_adapter():
-            torch.testing.assert_close(logits(model), base, atol=1e-5, rtol=0)
-        model.merge_adapter()
-    model.unmerge_adapter()
-    with torch.no_grad():
-        next(iter(find_tuner(model).adapter_layers().values())).increlora_B["default"][0] = torch.nan
-    with pytest.raises(ValueError, match="NaNs detected"):
-        model.merge_adapter(safe_merge=True)
 
 
 def test_several_adapters_live_side_by_side(model: PeftModel, tmp_path: Path, logits: Any) -> None:
@@ -256,20 +198,6 @@ def test_export_of_a_wrapped_model_holds_the_trained_head(kind: str, tmp_path: P
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=1e-5)
 
 
-def test_rank_distribution_retrains_as_lora(model: PeftModel) -> None:
-    grown(model)
-    ranks = model.rank_distribution()
-    config = lora_config(ranks, task_type="SEQ_CLS")
-    assert isinstance(config, LoraConfig)
-    fresh = get_peft_model(deberta(), config)
-    found = {
-        name.removeprefix("base_model.model."): module.r["default"]
-        for name, module in fresh.named_modules()
-        if hasattr(module, "lora_A") and module.r
-    }
-    assert found == ranks
-
-
 def test_alpha_of_retrained_ranks_is_that_of_every_module() -> None:
     targets = {"deberta.encoder.layer.0.output.dense": 1, "deberta.encoder.layer.1.output.dense": 4}
     for overrides, expected in (({}, [1.0, 1.0]), ({"lora_alpha": 8}, [8.0, 2.0])):
@@ -291,7 +219,7 @@ def test_names_that_end_other_names(tmp_path: Path) -> None:
     config = IncreLoraConfig(target_modules=["a"], target_r=None, rank_pattern=ranks, init_r=1)
     model = get_peft_model(base(), config)
     assert model.rank_distribution() == ranks
-    for layer in find_tuner(model).adapter_layers().values():
+    for layer in find_allocator(model).layers.values():
         nn.init.ones_(layer.increlora_lambda["default"])
     x = torch.randn(4, 8)
     for folder in (tmp_path / "own", export_lora(model, tmp_path / "lora")):
@@ -301,12 +229,12 @@ def test_names_that_end_other_names(tmp_path: Path) -> None:
 
 def test_half_precision_base_does_not_round_the_scaling() -> None:
     model = get_peft_model(deberta().bfloat16(), adapter(scaling="active_rank", init_r=3))
-    for layer in find_tuner(model).adapter_layers().values():
+    for layer in find_allocator(model).layers.values():
         assert layer.increlora_scale["default"][0] == torch.tensor(16 / (3 + 1e-5))
 
 
 @pytest.mark.one_fast
-@pytest.mark.parametrize("stop", [9, 3, 17, 33], ids=["mid-growth", "before growth", "later", "after growth"])
+@pytest.mark.parametrize("stop", [3, 17, 33], ids=["before growth", "in growth", "after growth"])
 def test_resume_in_a_plain_loop_is_bit_for_bit(stop: int, tmp_path: Path) -> None:
     def fresh() -> PeftModel:
         torch.manual_seed(1)
@@ -332,9 +260,7 @@ def test_resume_in_a_plain_loop_is_bit_for_bit(stop: int, tmp_path: Path) -> Non
     assert losses == expected
     assert second.rank_distribution() == whole.rank_distribution()
     assert second.growth_events() == whole.growth_events()
-    for layer, other in zip(
-        find_tuner(second).adapter_layers().values(), find_tuner(whole).adapter_layers().values(), strict=True
-    ):
+    for layer, other in zip(find_allocator(second).layers.values(), find_allocator(whole).layers.values(), strict=True):
         for kind in ("increlora_A", "increlora_B", "increlora_lambda"):
             assert torch.equal(getattr(layer, kind)["default"], getattr(other, kind)["default"])
 
@@ -457,7 +383,7 @@ def test_trainer_with_gradient_accumulation_grows(tmp_path: Path) -> None:
 
 def penalty_after_training(model: PeftModel, out: Path, **changes: Any) -> float:
     trainer(model, out, save_strategy="no", **changes).train()
-    return sum(find_tuner(model).orthogonality())
+    return sum(find_allocator(model).orthogonality())
 
 
 def test_regulariser_acts_on_losses_computed_outside_of_the_model(tmp_path: Path) -> None:
@@ -590,12 +516,84 @@ def test_length_of_training_may_come_from_the_config() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "message"), [((0,), "count from 1"), ((2, 5), "were to grow at 4"), ((1, 2, 2), "a second time")]
+    ("steps", "message"),
+    [
+        ((0,), "count from 1"),
+        ((2, 5), "were to grow at 4"),
+        ((1, 2, 2), "comes after step 2"),
+        ((1, 2, 3, 1), "goes on from epoch to epoch"),
+    ],
 )
 def test_wrong_step_numbers_are_refused(model: PeftModel, steps: tuple[int, ...], message: str) -> None:
     optimizer, scheduler = create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4)
     with pytest.raises(IncreLoraError, match=message):
         train(model, optimizer, scheduler, steps)  # type: ignore[arg-type]
+
+
+def test_calls_out_of_order_are_named(model: PeftModel) -> None:
+    model.train()
+    optimizer, _ = create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4)
+    model(**tokens(1)).loss.backward()
+    optimizer.step()
+    model.update_and_allocate(1)
+    model(**tokens(2)).loss.backward()
+    with pytest.warns(UserWarning, match="called after optimizer.step"):
+        optimizer.step()
+    optimizer, _ = create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4, gradient_accumulation_steps=2)
+    model(**tokens(1)).loss.backward()
+    model.update_and_allocate(1)
+    model(**tokens(1)).loss.backward()
+    with pytest.warns(UserWarning, match="without an optimizer step between"):
+        model.update_and_allocate(2)
+
+
+def test_growth_that_does_not_end_is_said(model: PeftModel, tmp_path: Path) -> None:
+    short = trainer(model, tmp_path, save_strategy="no")
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 6
+
+    short.add_callback(Stop())
+    with pytest.warns(UserWarning, match="ends with 18 of 36 ranks"):
+        short.train()
+
+
+def test_callback_without_an_adapter_says_so(tmp_path: Path) -> None:
+    lora = get_peft_model(deberta(), LoraConfig(task_type="SEQ_CLS", target_modules=TARGETS))
+    with pytest.warns(UserWarning, match="no active IncreLoRA adapter"):
+        trainer(lora, tmp_path, save_strategy="no").train()
+
+
+def test_default_weight_of_the_regulariser_is_that_of_a_mean() -> None:
+    """The sum over 24 matrices has the weight that makes it 0.1 of their mean, as every study has it."""
+    kinds = ("squared", "frobenius", "component")
+    weights = [find_allocator(get_peft_model(deberta(), adapter(orth_reg=kind))).regulariser.weight for kind in kinds]
+    assert weights == [pytest.approx(0.1 / 24), 0.1, 0.1]
+
+
+def test_gains_of_all_active_adapters_are_returned() -> None:
+    config = adapter(modules_to_save=None, task_type=None)
+    model = get_peft_model(deberta(), config)
+    model.add_adapter("second", config)
+    model.base_model.set_adapter(["default", "second"])
+    create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4)
+    model.train()
+    gained, before = {}, sum(one.total_rank for one in find_allocators(model))
+    for step in range(1, 5):
+        model(**tokens(step)).loss.backward()
+        gained = model.update_and_allocate(step)
+    assert sum(gained.values()) == sum(one.total_rank for one in find_allocators(model)) - before > 0
+
+
+@pytest.mark.parametrize("name", ["b", "state", "base"])
+def test_any_adapter_name_loads_without_a_warning(model: PeftModel, name: str, tmp_path: Path) -> None:
+    grown(model, steps=5)
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing")
+        loaded = PeftModel.from_pretrained(deberta(), tmp_path, adapter_name=name)
+    assert loaded.rank_distribution() == model.rank_distribution()
 
 
 def test_callback_that_comes_late_trains_with_the_optimizer_that_is_there(
@@ -775,35 +773,6 @@ def test_state_dict_holds_the_ranks(stop: int, model: PeftModel, tmp_path: Path,
         other.load_state_dict(state[0])
 
 
-def test_status_names_the_method(model: PeftModel) -> None:
-    assert model.get_model_status().adapter_model_type == "IncreLoraModel"
-    assert model.get_model_status().peft_types == {"default": "INCRELORA"}
-
-
-def test_mixed_batches() -> None:
-    case = CASES["BERT"]
-    model = case.adapted(modules_to_save=None, task_type=None, init_weights=False)
-    model.add_adapter("second", case.config(modules_to_save=None, task_type=None, init_weights=False))
-    batch = {name: value for name, value in case.batch().items() if name != "labels"}
-    names = ["default", "second", "__base__", "second"]
-    batch = {name: value[:4] for name, value in batch.items()}
-    expected = {}
-    with torch.no_grad():
-        for name in ("default", "second"):
-            model.set_adapter(name)
-            expected[name] = model.eval()(**batch).logits
-        with model.disable_adapter():
-            expected["__base__"] = model(**batch).logits
-        mixed = model(**batch, adapter_names=names).logits
-    assert (expected["default"] - expected["second"]).abs().max() > 1e-3
-    for row, name in enumerate(names):
-        torch.testing.assert_close(mixed[row], expected[name][row], atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="non-existing adapter"):
-        model(**batch, adapter_names=["third"] * 4)
-    with pytest.raises(ValueError, match="training mode"):
-        model.train()(**batch, adapter_names=names)
-
-
 @pytest.mark.slow
 def test_import_registers_and_stays_light(model: PeftModel, tmp_path: Path) -> None:
     """PEFT takes seconds to import; the method is registered when it is."""
@@ -873,9 +842,8 @@ def test_scores_and_regulariser_under_autocast(dtype: torch.dtype) -> None:
         torch.manual_seed(1)
         model = get_peft_model(deberta(), adapter(lora_dropout=0.0, deltaT=30, target_r=2, top_h=12))
         create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4)
-        tuner = find_tuner(model)
         with torch.no_grad():
-            for layer in tuner.adapter_layers().values():
+            for layer in find_allocator(model).layers.values():
                 layer.increlora_lambda["default"][0] = 0.3
         model.train()
         for module in model.modules():
@@ -883,7 +851,7 @@ def test_scores_and_regulariser_under_autocast(dtype: torch.dtype) -> None:
                 module.p = 0.0
         with torch.autocast("cpu", dtype=dtype, enabled=enabled):
             loss = model(**tokens(0)).loss
-            penalty = tuner.orthogonality_loss()
+            penalty = model.orthogonality_loss()
         find_allocator(model).regulariser.weight = 0.0
         loss.backward()
         model.update_and_allocate(1)
@@ -916,6 +884,6 @@ def test_copy_in_mid_growth_is_independent(model: PeftModel, copied: Any) -> Non
     other = copied(model)
     expected = scored(model).clone()
     with torch.no_grad():
-        for layer in find_tuner(model).adapter_layers().values():
+        for layer in find_allocator(model).layers.values():
             layer.increlora_lambda["default"] += 1
     assert torch.equal(scored(other), expected)

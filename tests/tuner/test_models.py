@@ -13,10 +13,11 @@ import pytest
 import torch
 import transformers as hf
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from increlora import IncreLoraConfig, create_optimizer, export_lora, find_allocator, find_tuner, lora_config
+from increlora import IncreLoraConfig, create_optimizer, export_lora, find_allocator, lora_config
 from increlora.errors import IncreLoraError
 from increlora.tuner import importance as importance_module
 from tests.conftest import TARGETS
@@ -216,7 +217,7 @@ def train(model: PeftModel, case: Case, steps: range, optimizer: Any, scheduler:
 
 
 def forget(model: PeftModel) -> None:
-    for layer in find_tuner(model).adapter_layers().values():
+    for layer in find_allocator(model).layers.values():
         layer.components["default"].importance.zero_()
 
 
@@ -283,6 +284,9 @@ def test_saved_adapter_loads_anywhere(case: Case, trained: PeftModel, tmp_path: 
         "adapter_config.json",
         "adapter_model.safetensors",
     }
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    for name, rank in trained.rank_distribution().items():
+        assert len(saved[f"base_model.model.{name}.increlora_A"]) == rank
     for low_memory in (False, True):
         loaded = PeftModel.from_pretrained(case.base(), tmp_path, low_cpu_mem_usage=low_memory)
         assert loaded.rank_distribution() == trained.rank_distribution()
@@ -347,16 +351,16 @@ def test_regulariser_is_in_no_loss_and_in_every_gradient(task: str | None) -> No
     models = {weight: get_peft_model(CASES["BERT"].base(), CASES["BERT"].config(task_type=task)) for weight in (0, 0.1)}
     losses, gradients = {}, {}
     for weight, model in models.items():
-        tuner = find_tuner(model)
-        tuner.load_state_dict(find_tuner(models[0]).state_dict())
+        model.load_state_dict(models[0].state_dict())
         find_allocator(model).regulariser.weight = weight
         logits = model.train()(**sentences()).logits
         loss = (logits.square().sum(1) + 1).log().mean()  # a loss that the model does not know
         loss.backward()
         losses[weight] = loss.item()
-        gradients[weight] = {n: p.grad.clone() for n, p in tuner.model.named_parameters() if ".increlora_" in n}
+        named = model.get_base_model().named_parameters()
+        gradients[weight] = {n: p.grad.clone() for n, p in named if ".increlora_" in n}
     assert losses[0] == losses[0.1]
-    layers = tuner.adapter_layers()
+    layers = find_allocator(model).layers
     matrices = {
         (name, kind): getattr(layer, f"increlora_{kind}")["default"] for name, layer in layers.items() for kind in "AB"
     }
@@ -365,7 +369,7 @@ def test_regulariser_is_in_no_loss_and_in_every_gradient(task: str | None) -> No
         rows = layers[name].components["default"].trained
         matrix = parameter[:rows] if kind == "A" else parameter[:, :rows].T
         total = total + (matrix @ matrix.T - torch.eye(rows)).square().sum()
-    assert tuner.orthogonality_loss() == pytest.approx(0.1 * float(total))
+    assert model.orthogonality_loss() == pytest.approx(0.1 * float(total))
     expected = torch.autograd.grad(0.1 * total, list(matrices.values()))
     for ((name, kind), _), penalty in zip(matrices.items(), expected, strict=True):
         key = f"{name}.increlora_{kind}.default"
@@ -378,8 +382,7 @@ def test_importance_is_that_of_the_whole_matrix(case: Case, block: int, monkeypa
     monkeypatch.setattr(importance_module, "BLOCK", block)
     model = case.adapted()
     train(model, case, range(1, 7), *start(model))
-    tuner = find_tuner(model)
-    layers = tuner.adapter_layers()
+    layers = find_allocator(model).layers
     forget(model)
     expected = []
     for layer in layers.values():
@@ -399,7 +402,7 @@ def test_free_importance_is_the_signed_sum_over_the_matrix(case: Case) -> None:
     """Of the active components, for every kind of layer and however often it is called."""
     model = case.adapted(score="taylor")
     train(model, case, range(1, 7), *start(model))
-    layers = find_tuner(model).adapter_layers()
+    layers = find_allocator(model).layers
     forget(model)
     for layer in layers.values():
         layer.get_base_layer().weight.requires_grad_(True)
@@ -487,9 +490,10 @@ def test_float16_scores_at_the_highest_loss_scale(case: Case) -> None:
         forget(one)
         with torch.autocast("cpu", dtype=torch.float16, enabled=scale > 1):
             loss = one(**case.batch()).loss
-        find_allocator(one).regulariser.weight = 0
-        (loss * scale).backward()
-        one.update_and_allocate(7, loss_scale=scale)
+        regulariser = find_allocator(one).regulariser
+        regulariser.weight, regulariser.scaler = 0, torch.amp.GradScaler("cpu", init_scale=scale)
+        regulariser.scaler.scale(loss).backward()
+        one.update_and_allocate(7)
         scores[scale] = importance(one)
         if scale > 1 and all(p.grad is None or p.grad.isfinite().all() for p in one.parameters()):
             break

@@ -11,7 +11,8 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from increlora import IncreLoraAdamW, IncreLoraConfig, RestartedWarmup, create_optimizer
-from increlora.tuner.optimizer import _Component
+from increlora.tuner.optimizer import _AdapterTensor
+from tests.tuner.conftest import adapter, deberta, train
 
 
 def fixed() -> PeftModel:
@@ -87,7 +88,7 @@ def test_one_number_per_tensor_is_the_same_update(advance: bool, monkeypatch: py
     found = grown()
     assert {*kinds} == {float, torch.Tensor}
     kinds.clear()
-    monkeypatch.setattr(_Component, "rest_is_zero", lambda self: False)
+    monkeypatch.setattr(_AdapterTensor, "rest_is_zero", lambda self: False)
     for name, value in grown().items():
         assert torch.equal(value, found[name]), name
     assert {*kinds} == {torch.Tensor}
@@ -121,6 +122,20 @@ def test_hooks_of_a_step_run_once() -> None:
     assert calls == ["before", "after"]
 
 
+def test_youngest_rate_is_that_of_the_adapter_beside_other_parameters() -> None:
+    """Where tokens of an embedding train too, the first group of the optimizer is not the adapter's."""
+    rates = {}
+    for name, changes in {"alone": {}, "beside": {"trainable_token_indices": {"word_embeddings": [5, 6]}}}.items():
+        model = get_peft_model(deberta(), adapter(lora_dropout=0.0, **changes))
+        optimizer, scheduler = create_optimizer(model, lr=1e-2, total_steps=40, warmup_steps=4)
+        rates[name] = []
+        for step in range(1, 13):
+            train(model, optimizer, scheduler, range(step, step + 1))
+            rates[name].append(optimizer.youngest_lr)
+    assert rates["beside"] == rates["alone"]
+    assert len(set(rates["alone"])) > 3
+
+
 def test_late_births_warm_up_to_the_rate_of_a_schedule_whose_curve_is_unknown() -> None:
     base = nn.Sequential(nn.Linear(6, 5))
     model = get_peft_model(base, IncreLoraConfig(target_modules=["0"], target_r=2, deltaT=10, growth_end=1.0))
@@ -133,7 +148,7 @@ def test_late_births_warm_up_to_the_rate_of_a_schedule_whose_curve_is_unknown() 
         model(torch.ones(1, 6)).square().sum().backward()
         model.update_and_allocate(step)
         optimizer.step()
-        rates.append((optimizer.youngest_lr(), optimizer.param_groups[0]["lr"]))
+        rates.append((optimizer.youngest_lr, optimizer.param_groups[0]["lr"]))
         scheduler.step()
         optimizer.zero_grad()
     shares = [1.0] * 10 + [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]

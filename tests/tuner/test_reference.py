@@ -185,9 +185,14 @@ CASES = {
 def test_equals_the_equations(case: str, parts: int) -> None:
     torch.manual_seed(0)
     model = Toy().double()
-    options = {"top_h": 1, **CASES[case]}
+    options = {"top_h": 1, "orth_reg_weight": 0.1, **CASES[case]}
     config = IncreLoraConfig.from_preset(
-        options.pop("preset"), target_modules=list(MODULES), target_r=4, deltaT=NU, init_std=0.3, **options
+        options.pop("preset"),
+        target_modules=list(MODULES),
+        target_r=4,
+        deltaT=NU,
+        init_std=0.3,
+        **options,
     )
     base = Toy().double()
     base.load_state_dict(model.state_dict())

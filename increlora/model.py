@@ -33,20 +33,19 @@ def _leaves(annotation: Any) -> set[Any]:
     return set().union(*map(_leaves, arguments)) if arguments else {annotation}
 
 
-def parsed(kind: Any, given: Any, field: str = "", *, strict: bool | None = None) -> Any:
+def parsed(kind: Any, given: Any, field: str = "") -> Any:
     """A value of a model or annotated type.
 
     Args:
         kind: the model or type.
         given: what it is made from.
         field: dotted path of the value in the config.
-        strict: whether to refuse values of another type, even where they could be converted.
 
     Raises:
         ConfigError: the value cannot be one; names the field, what was given and what is allowed.
     """
     try:
-        return TypeAdapter(kind).validate_python(given, strict=strict)
+        return TypeAdapter(kind).validate_python(given)
     except ValidationError as error:
         raise _config_error(error, kind, given, field) from None
 

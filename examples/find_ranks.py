@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Ranks]:
         batches("train", 16),
         budget=RANK,
         steps=options.search_steps,
-        lr=5e-3,
+        lr=2e-3,
         seed=options.seed,
         target_modules=SIX_MATRICES,
         modules_to_save=HEAD,

@@ -65,6 +65,7 @@ def _plan(options: argparse.Namespace) -> None:
     from increlora.study import speed
     from increlora.study.jobs import speed_table
     from increlora.study.plan import as_text, plan, write_csv
+    from increlora.study.settings import all_runs
 
     study = _study(options)
     if options.measure:
@@ -73,6 +74,9 @@ def _plan(options: argparse.Namespace) -> None:
     if options.csv:
         write_csv(rows, options.csv)
     print(as_text(rows))
+    runs = all_runs(study)
+    there = sum(run.record_path(_records(options)).is_file() for run in runs)
+    print(f"{there} of {len(runs)} runs have a record in {options.records} (increlora verify checks them)")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -252,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
             found.add_argument("--records", default=RECORDS, metavar="FOLDER", help=f"finished runs ({RECORDS})")
         return found
 
-    plan = command("plan", _plan, "what a study will cost, and whether its budgets fit", config=True)
+    plan = command("plan", _plan, "what a study will cost, and whether its budgets fit", config=True, records=True)
     plan.add_argument("--csv", metavar="FILE", help="also write the plan there")
     text = "time some steps of every kind of run on this machine first, for this plan and later ones"
     plan.add_argument("--measure", action="store_true", help=text)
@@ -277,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     figures = command("figures", _figures, "finished runs to figures", config=True, records=True)
     figures.add_argument("--out", default="figures", metavar="FOLDER")
     published = command("published", _published, "the papers' values as a table, with their sources")
-    published.add_argument("--out", default="results", metavar="FOLDER")
+    published.add_argument("--out", default="results", metavar="FOLDER", help="where they are written (results)")
 
     show = command("show", _show, "tables in the terminal", config=True, records=True)
     show.add_argument("--only", metavar="TABLE", help="one of them: claims, table1, cost, ...")

@@ -33,6 +33,9 @@ def snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         raise unavailable("backbone", name, error) from error
 
 
+_LOCAL = {"backbone": "backbone.path", "data": "data.source to local and data.path"}
+
+
 def unavailable(block: str, name: str, error: Exception, part: str = "") -> ConfigError:
     """Why a repository is not available, and what to do about it.
 
@@ -59,7 +62,7 @@ def unavailable(block: str, name: str, error: Exception, part: str = "") -> Conf
     elif _any(chain, errors.RepositoryNotFoundError) or type(error).__name__ == "DatasetNotFoundError":
         told = f"there is none at {at}; if it is private, set HF_TOKEN"
     elif _any(chain, errors.LocalEntryNotFoundError, ConnectionError):
-        told = f"not in the cache, and {at} cannot be reached"
+        told = f"not in the cache, and {at} cannot be reached; to read it from a folder set {_LOCAL[block]}"
     else:
         told = f"could not be loaded from {at} ({type(error).__name__}: {reason})"
     return ConfigError(field, f"{part}{name}: {told}")

@@ -291,15 +291,15 @@ def _bound(claim: Claim, tested: Tested) -> tuple[str, str]:
 _RULES = (
     "Estimates are differences paired by seed, averaged over tasks, first minus second as the claim names them "
     f"(orthogonality: without minus with; {', '.join(FAVOURED)}: their mean rank minus that of the others). Against "
-    "every budget: the difference that is worst for the claim, its p times their number if it goes against the claim.",
-    f"Supported: p, corrected over all lines (Holm), is at most {ALPHA:g} and the difference goes the paper's way; "
-    "contradicted: it goes the other way. Intervals are corrected like p. Otherwise the study does not show a "
-    "difference, which is not to show that there is none: visible from is the smallest true difference that these "
-    "seeds, with this spread, show with 80 % power. The paper's number is the mean of those that it states "
-    "on the tasks of the line, or where it states none there of those on the tasks that are named.",
+    "every budget: at the budget that favours the claim least; if it contradicts the claim, p times their number.",
+    f"Supported: p, corrected for all lines (Holm), is at most {ALPHA:g} and the difference has the sign that is "
+    "claimed; contradicted: it has the other one. Intervals are corrected like p. Not visible: no difference was "
+    "detected, which does not show that there is none; visible from is the smallest true difference that this many "
+    "seeds with this spread would show with 80 % power. The paper's number is the mean of those that it states on the "
+    "tasks of the line, or where it states none there, on the tasks that are named.",
     "3m(r+1): supported where the 95 % interval of the excess ends below 10 %. It counts the parameters that train, as "
     "the paper does; what an implementation stores beside them is in the table of costs.",
-    "Open questions: the paper does not compare these; higher and lower are the first one's.",
+    "Lines that begin with Open are no claims of the paper; a positive estimate favours the one that is named first.",
 )
 
 

@@ -322,7 +322,7 @@ def draw_figure6(data: pd.DataFrame, results: Results, wanted: Figure6) -> Figur
             _no_records(ax)
             continue
         first = rows.iloc[0]
-        spread = f"Gini {first['gini']:.2f}, entropy {first['entropy']:.2f}, largest {first['largest']:.1f}"
+        spread = f"Gini {first['gini']:.2f}; highest rank of a run {first['largest']:.1f}"
         ax.set_title(_plain(f"{title} ({_seeds(rows)})\n{spread}"), fontsize=8)
         ax.set_xticks(range(len(matrices)), [_MATH[name] for name in matrices])
         ax.set_yticks(range(len(layers)), [str(layer) for layer in layers])
@@ -525,7 +525,7 @@ def draw_claims(data: pd.DataFrame, results: Results, wanted: object) -> Figure:
         decimals = claims.PLACES[row.unit]
         numbers = (fixed(row.estimate, decimals, sign=True), between((row.corrected_low, row.corrected_high), decimals))
         text, beside = _plain(f"{' '.join(numbers)} {row.unit}"), ax.get_yaxis_transform()
-        ax.annotate(text, (1.01, place), xycoords=beside, va="center", annotation_clip=False)
+        ax.annotate(text, (1.03, place), xycoords=beside, va="center", annotation_clip=False)
     for at in (-1, 1):
         ax.axvline(at, color="#999999", linestyle=":", linewidth=1)
     ax.axvline(0, color="black", linewidth=0.8)
@@ -535,23 +535,15 @@ def draw_claims(data: pd.DataFrame, results: Results, wanted: object) -> Figure:
     ax.set_xlim(-1.3 * limit, 1.3 * limit)
     ax.set_xticks([-10, -1, 0, 1, 10], ["−10", "−1", "0", "1", "10"])
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel("Difference the paper's way / smallest visible difference")
+    ax.set_xlabel("← against the claim   |   as claimed →\nEffect ÷ smallest visible effect (linear from −1 to 1)")
     handles = [
         Line2D([], [], color=BLUE, marker="o", label="supported, or an open question decided"),
         Line2D([], [], color=VERMILLION, marker="s", label="contradicted"),
         Line2D([], [], color=_UNDECIDED, marker="o", markerfacecolor="white", label="not visible"),
-        Line2D(
-            [],
-            [],
-            color="k",
-            marker="D",
-            markersize=4,
-            markerfacecolor="none",
-            linestyle="",
-            label="the paper, on its tasks",
-        ),
+        Line2D([], [], color="#999999", linestyle=":", label="smallest visible effect"),
+        Line2D([], [], color="k", marker="D", markersize=4, markerfacecolor="none", linestyle="", label="the paper's"),
     ]
-    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    fig.legend(handles=handles, loc="outside upper center", ncols=3)
     return fig
 
 

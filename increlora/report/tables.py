@@ -48,9 +48,9 @@ DECIMALS = {"params_mean": 1, "p": 6, "p_corrected": 6} | dict.fromkeys(
     "params_ratio mean sd ci_low ci_high corrected_low corrected_high visible minus_published".split(), 4
 )
 _RULE = (
-    "Intervals and p are corrected over all differences of this table (Holm; tasks that the paper lacks apart); an "
-    "interval is bold where it excludes 0, which is where p is at most 0.05. Visible from: the smallest true "
-    "difference that these seeds, with this spread and at the level of that interval, show with 80 % power."
+    "Intervals and p are corrected for all differences in this table (Holm; tasks that are not in the paper are a "
+    "family of their own); bold ones exclude 0 (p at most 0.05). Visible from: the smallest true difference that this "
+    "many seeds with this spread would show, so corrected, with 80 % power."
 )
 
 Place = tuple[str, str]
@@ -327,8 +327,7 @@ def table1(results: Results) -> Table:
         "them too), final count, mean over tasks.",
         f"All: mean over {of_all}{', ' if means else ''}{means}." if has_all else "",
         f"Differences to {REFERENCE.title} are paired by seed, at the same budget (methods without a budget: at the "
-        f"largest one), on each task's number. A score is bold where its difference, corrected, is one in its favour. "
-        f"{_RULE}"
+        f"largest one), on each task's number. Bold scores are better than {REFERENCE.title}'s, so corrected. {_RULE}"
         if pairs
         else "",
     ]

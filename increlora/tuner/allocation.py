@@ -134,15 +134,16 @@ def resolve_schedule(
             raise ConfigError(
                 "growth_end",
                 f"no growth fits into the first {config.growth_end:.0%} of {total_step} steps: the first event is at "
-                f"step {first} (tinit + deltaT); lower deltaT ({interval}) or tinit, or train longer",
+                f"step {first} (tinit + deltaT, by default the warmup steps); set deltaT, now {interval}, to "
+                f"{max(1, int(config.growth_end * total_step) // 2)} or less, or train longer",
             )
         if events * gain * sum(costs) < missing:
             raise ConfigError(
                 "ranks_per_event",
-                f"{events} events until growth_end ({config.growth_end:.0%} of {total_step} steps) give {len(costs)} "
-                f"modules {gain} ranks each, {missing} {config.unit} are missing to the budget of {budget}; raise "
-                f"ranks_per_event to {math.ceil(missing / (events * sum(costs)))} or growth_end, or lower deltaT "
-                f"({interval})",
+                f"with {events} {'event' if events == 1 else 'events'} until growth_end ({config.growth_end:.0%} of "
+                f"{total_step} steps) {len(costs)} modules gain {gain} ranks each at most, and {missing} {config.unit} "
+                f"are missing to the budget of {budget}; raise ranks_per_event to "
+                f"{math.ceil(missing / (events * sum(costs)))} or growth_end, or lower deltaT ({interval})",
             )
         return GrowthSchedule(first, interval, None, gain, window, events)
     top_h = min(config.top_h, len(costs))

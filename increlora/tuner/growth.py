@@ -79,7 +79,10 @@ class RankAllocator:
             self.budget = min(nominal, max(highest, self.total))
             if self.budget < nominal:
                 unit = self.config.unit
-                self._say(f"target_r is {self.config.target_r}, but the modules can reach {highest} {unit} in all")
+                self._say(
+                    f"target_r={self.config.target_r} asks for {nominal} {unit} in all, but these {len(self.layers)} "
+                    f"modules hold {highest} at most (max_r, or the sides of their matrices): growth ends there"
+                )
         for layer in self.layers.values():
             layer.components[adapter].allocator = self
             self.watch(layer)

@@ -22,5 +22,6 @@ if BACKBONE:
             # Snakemake does not compare parameters that take `output`: of those here the settings alone decide.
             config=lambda wildcards, output: CONFIG,
             settings=lambda wildcards: json.dumps(STUDY.backbone.pretrain, sort_keys=True),
+            folder=subpath(output[0], parent=True),
         shell:
-            "python -m increlora --quiet pretrain {params.config:q} 2>&1 | tee {log:q}"
+            "python -m increlora --quiet pretrain {params.config:q} --out {params.folder:q} 2>&1 | tee {log:q}"

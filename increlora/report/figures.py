@@ -48,6 +48,8 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
 )
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
 GREY = "#BBBBBB"
+MOST_EVENTS = 12
+"""Events of growth that are drawn one by one."""
 MAP = "cividis"
 """Sequential, perceptually uniform, and much the same to colour-blind readers."""
 RC: dict[Any, Any] = {
@@ -260,7 +262,7 @@ def draw_figure5(data: pd.DataFrame, results: Results, wanted: Figure5) -> Figur
         for advance, (colour, label) in variants.items()
     ]
     handles += [Line2D([], [], color="k", linestyle=line, label=name) for name, line in lines.items()]
-    _legend_over_steps(fig, handles, data, events, _where(wanted))
+    _legend_over_steps(fig, handles, data, events, f"Orthogonality {_where(wanted)}")
     fig.supxlabel(_plain(_recorded_gaps()), fontsize=8)
     return fig
 
@@ -464,7 +466,8 @@ def draw_training(data: pd.DataFrame, results: Results, wanted: TrainingCurves) 
             bounds, step = (rows["step"], rows["low"], rows["high"]), "post" if is_rank else None
             ax.fill_between(*bounds, color=look.colour, alpha=0.2, linewidth=0, step=step)
             drawn: Literal["steps-post", "default"] = "steps-post" if is_rank else "default"
-            ax.plot(rows["step"], rows["mean"], color=look.colour, linestyle=line, drawstyle=drawn)
+            mark = None if is_rank else "."
+            ax.plot(rows["step"], rows["mean"], color=look.colour, linestyle=line, drawstyle=drawn, marker=mark)
         ax.set_title(label)
         if quantity == "score":
             ax.set_ylabel(TASKS[wanted.task].axis)
@@ -477,7 +480,7 @@ def draw_training(data: pd.DataFrame, results: Results, wanted: TrainingCurves) 
         for (method, look), line in zip(looks.items(), lines, strict=False)
         if method in titles
     ]
-    _legend_over_steps(fig, handles, data, events, _where(wanted))
+    _legend_over_steps(fig, handles, data, events, f"Training {_where(wanted)}")
     return fig
 
 
@@ -572,8 +575,12 @@ def _over_seeds(rows: list[dict[str, Any]], keys: list[str]) -> pd.DataFrame:
 
 
 def _over_steps(ax: Axes, events: Iterable[int]) -> None:
-    """The axis of training steps, with a line at every event of growth."""
-    for step in sorted(set(events)):
+    """The axis of training steps, with a line at every event of growth; a band over them if they are many."""
+    steps = sorted(set(events))
+    if len(steps) > MOST_EVENTS:
+        ax.axvspan(steps[0], steps[-1], color=GREY, alpha=0.25, linewidth=0, zorder=0)
+        steps = []
+    for step in steps:
         ax.axvline(step, color=GREY, linewidth=0.5, zorder=0)
     ax.set_xlabel("Step")
     ax.grid(axis="x", visible=False)
@@ -582,11 +589,15 @@ def _over_steps(ax: Axes, events: Iterable[int]) -> None:
 
 
 def _legend_over_steps(
-    fig: Figure, handles: Sequence[Line2D], data: pd.DataFrame, events: pd.Series, where: str
+    fig: Figure, handles: Sequence[Line2D], data: pd.DataFrame, events: pd.Series, title: str
 ) -> None:
-    growth = [] if events.empty else [Line2D([], [], color=GREY, linewidth=0.8, label="ranks grow")]
+    growth = (
+        []
+        if events.empty
+        else [Line2D([], [], color=GREY, label="ranks grow", linewidth=0.8 if events.nunique() <= MOST_EVENTS else 6)]
+    )
     band = ", band: least to greatest" if data["seeds"].max() > 1 else ""
-    _legend(fig, [*handles, *growth], f"{where}; {_seeds(data)}{band}")
+    _legend(fig, [*handles, *growth], f"{title}; {_seeds(data)}{band}")
 
 
 def _legend(fig: Figure, handles: Sequence[Line2D], note: str) -> None:

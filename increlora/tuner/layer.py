@@ -328,6 +328,9 @@ class IncreLoraLayer(BaseTunerLayer):
         for adapter in check_adapters_to_merge(self, adapter_names):
             if adapter not in self.components:
                 continue
+            if safe_merge and not all(torch.isfinite(factor).all() for factor in self.lora_factors(adapter)):
+                # PEFT's own check misses what torchao rounds to integers
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
             if self.rank(adapter):
                 lora = self._as_lora(adapter)
                 lora.merge(safe_merge, [adapter])

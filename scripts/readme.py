@@ -42,13 +42,14 @@ def costs() -> str:
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("cpu_length64", "cuda_length128_rank2")
     )
-    lines = ["| | step, to LoRA's: CPU | GPU | peak memory, to LoRA's: CPU |", "|:--|--:|--:|--:|"]
-    lora = cpu["sides"]["LoRA"]["peak_mib"]
-    for name, side in cpu["sides"].items():
-        there = gpu["sides"][name]["to_lora"]
-        lines.append(f"| {name} | {side['to_lora']:.2f}× | {there:.2f}× | {side['peak_mib'] - lora:+.1f} MiB |")
+    lines = ["| | step, to LoRA's: CPU | GPU | peak memory, to LoRA's: CPU | GPU |", "|:--|--:|--:|--:|--:|"]
+    for name in cpu["sides"]:
+        here, there = cpu["sides"][name], gpu["sides"][name]
+        more = [one["sides"][name]["peak_mib"] - one["sides"]["LoRA"]["peak_mib"] for one in (cpu, gpu)]
+        memory = " | ".join(f"{one:+.0f} MiB".replace("-", "−") for one in more)
+        lines.append(f"| {name} | {here['to_lora']:.2f}× | {there['to_lora']:.2f}× | {memory} |")
     for what, ratio in cpu["whole_run_to_lora"].items():
-        lines.append(f"| whole run: {what} | {ratio:.2f}× | {gpu['whole_run_to_lora'][what]:.2f}× | |")
+        lines.append(f"| whole run: {what} | {ratio:.2f}× | {gpu['whole_run_to_lora'][what]:.2f}× | | |")
     return "\n".join(
         [*lines, "", f"DeBERTaV3-base's shape. CPU: {_setting(cpu)}. GPU: {_setting(gpu)}, bfloat16 autocast."]
     )

@@ -568,6 +568,8 @@ def test_what_a_later_tuner_adds_changes_no_digest():
     names = ["preset", "lora_alpha", "lora_dropout", "scaling", "orth_reg_weight", "orth_reg", "init_std"]
     assert sorted(registry.validate_options("svd_lora", {}).model_dump()) == sorted(names)
     assert len(registry.validate_options("increlora", {}).model_dump()) == 21
+    for given in ({}, {"orth_reg_weight": None}):  # null once meant another default
+        assert registry.validate_options("svd_lora", given).model_dump()["orth_reg_weight"] == "auto"
     assert registry.validate_options("increlora", {"capacity_block": 8}).model_dump()["capacity_block"] == 8
 
 

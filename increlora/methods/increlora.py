@@ -60,7 +60,8 @@ class TunerOptions(Options):
     spelled_out: ClassVar[dict[str, Any]] = {
         "lora_alpha": 16,
         "lora_dropout": 0.0,
-        **dict.fromkeys(("scaling", "orth_reg_weight", "orth_reg", "init_std")),
+        **dict.fromkeys(("scaling", "orth_reg", "init_std")),
+        "orth_reg_weight": "auto",
     }
     """Fields that a run's settings spell out even where the config does not set them.
 
@@ -71,7 +72,10 @@ class TunerOptions(Options):
     @model_validator(mode="before")
     @classmethod
     def _spell_out(cls, given: Any) -> Any:
-        return {**cls.spelled_out, **given} if isinstance(given, Mapping) else given
+        if not isinstance(given, Mapping):
+            return given
+        whole = {**cls.spelled_out, **given}
+        return {**whole, "orth_reg_weight": "auto"} if whole["orth_reg_weight"] is None else whole
 
     @classmethod
     def names(cls) -> set[str]:

@@ -125,9 +125,8 @@ class IncreLoraCallback(TrainerCallback):
         for allocator in self._allocators:
             if allocator.budget is not None and not allocator.finished:
                 warnings.warn(
-                    f"the adapter ends with {allocator.total} of {allocator.budget} {allocator.config.unit}: training "
-                    "stopped, or its best checkpoint was saved, before growth ended; a smaller growth_end ends it "
-                    "sooner",
+                    f"the adapter ends with {allocator.total} of {allocator.budget} {allocator.config.unit}: growth "
+                    "had not ended (training stopped early, the best checkpoint is older, or modules count as full)",
                     stacklevel=2,
                 )
         if self._tensorboard is not None:

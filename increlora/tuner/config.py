@@ -108,7 +108,7 @@ class IncreLoraConfig(PeftConfig):
         score_window: score only so many steps before each event, or ``"all"``. ``None``: as many as the smoothing
             remembers (64 at 0.85), which chooses the modules that scoring every step chooses.
         score_first_step: score the very first step; the authors' code counts it as 0.
-        orth_reg_weight: coefficient of the orthogonality regulariser. ``None``: 0.1 (paper) as the weight of a mean
+        orth_reg_weight: coefficient of the orthogonality regulariser. ``"auto"``: 0.1 (paper) as the weight of a mean
             over all A and B, so 0.1 divided by their number for ``orth_reg="squared"``, which is a sum. On RTE and
             STS-B the paper has three times as much.
         orth_reg: ``"squared"``: sum over modules of ``||A A^T - I||_F^2 + ||B^T B - I||_F^2`` (paper); ``"frobenius"``:
@@ -164,7 +164,7 @@ class IncreLoraConfig(PeftConfig):
     score_reduction: ScoreReduction = "mean"
     score_window: int | Literal["all"] | None = None
     score_first_step: bool = True
-    orth_reg_weight: float | None = None
+    orth_reg_weight: float | Literal["auto"] = "auto"
     orth_reg: OrthReg = "squared"
     regularise_frozen_reserve: bool = False
     advance_learning: bool = True
@@ -209,8 +209,8 @@ class IncreLoraConfig(PeftConfig):
         weight = self.orth_reg_weight
         require(
             "orth_reg_weight",
-            weight is None or (number("orth_reg_weight") and weight >= 0),
-            "a finite number of 0 or more, or None",
+            weight == "auto" or (number("orth_reg_weight") and weight >= 0),
+            "a finite number of 0 or more, or 'auto'",
         )
         for name in ("beta1", "beta2"):
             require(name, number(name) and 0 < getattr(self, name) < 1, "between 0 and 1, both excluded")
@@ -236,7 +236,7 @@ class IncreLoraConfig(PeftConfig):
         ratio = self.lambda_lr_ratio
         require("lambda_lr_ratio", ratio == "width" or (number("lambda_lr_ratio") and ratio > 0), "above 0, or 'width'")
         for one in fields(self):
-            if isinstance(one.default, bool):
+            if isinstance(one.default, bool) and one.name in IncreLoraConfig.__annotations__:
                 require(one.name, isinstance(getattr(self, one.name), bool), "True or False")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:

@@ -69,7 +69,8 @@ class RankAllocator:
         self._length: tuple[int, int] | None = None
         self._allocated = True
         self._stepped = False
-        self._updated: bool | None = None
+        self._calls = 0  # of `update_and_allocate` since the last optimizer step
+        self._repeated = 0  # optimizer steps in a row with several calls
         self._reached: set[str] = set()
         self._warned: set[str] = set()
         self._checked_equal = False
@@ -159,7 +160,7 @@ class RankAllocator:
             ConfigError: the budget cannot be reached in that time.
             IncreLoraError: the adapter's tensors are sharded over processes.
         """
-        self._length, self._stepped, self._updated = (total_step, warmup_steps), False, None
+        self._length, self._stepped, self._calls = (total_step, warmup_steps), False, 0
         for layer in self.layers.values():  # compiled code does not call `watch`
             self.watch(layer)
         self._say_what_is_inexact()
@@ -192,6 +193,7 @@ class RankAllocator:
         if any(reference() is optimizer for reference in self._optimizers):
             return
         self._optimizers.append(weakref.ref(optimizer))
+        self._calls = self._repeated = 0
         optimizer.register_state_dict_post_hook(lambda _, state: {**state, self._key: self.state_dict()})
         optimizer.register_load_state_dict_pre_hook(lambda _, state: self.take_state(state))
         optimizer.register_step_pre_hook(lambda *_: self._begin_update())
@@ -226,22 +228,17 @@ class RankAllocator:
         """
         if global_step < 1:
             raise IncreLoraError(f"global_step is {global_step}: optimizer steps count from 1")
-        before = self.step
-        if global_step <= before and self._stepped:
+        before, grows = self.step, self.budget is not None and not self.finished
+        if grows and global_step <= before and self._stepped:
             raise IncreLoraError(
                 f"update_and_allocate({global_step}) comes after step {before}: call it once per optimizer step, after "
                 "the last backward pass, with a number that goes on from epoch to epoch"
             )
-        if self._updated is False and self.regulariser.scaler is None:
-            self._say(
-                "update_and_allocate is called twice without an optimizer step between: call it once per optimizer "
-                "step, not after every backward pass"
-            )
         self._allocated = self._stepped = True
-        self._updated = False if self._followed() else None
+        self._calls += 1
         self.step = global_step
         self.regulariser.next_step()
-        if self.budget is None or self.finished:
+        if not grows:
             return {}
         if self.schedule is None:
             raise IncreLoraError(
@@ -277,7 +274,7 @@ class RankAllocator:
 
     def restore(self, step: int) -> None:
         """Go on from the ranks and scores that a layer has been given, after optimizer step ``step``."""
-        self.step, self._stepped, self._updated = step, False, None
+        self.step, self._stepped, self._calls = step, False, 0
         self.regulariser.next_step()
         self._arm()
 
@@ -357,12 +354,19 @@ class RankAllocator:
 
     def _begin_update(self) -> None:
         """An optimizer that is followed takes a step."""
-        if self._stepped and not self._allocated and not self.finished:
+        self._repeated = self._repeated + 1 if self._calls > 1 else 0  # once may be a step that was skipped on purpose
+        if self._repeated == 2:
+            self._say(
+                f"update_and_allocate was called {self._calls} times since the last optimizer step: call it once per "
+                "optimizer step, not after every backward pass"
+            )
+        self._calls = 0
+        deleted = any(self.adapter not in layer.components for layer in self.layers.values())
+        if self._stepped and not self._allocated and not deleted and not self.finished:
             self._say(
                 "update_and_allocate is called after optimizer.step(): call it between the backward pass and the "
                 "optimizer's step, else scores are taken of one step's gradient and the next one's weights"
             )
-        self._updated = True
 
     def _arm(self) -> None:
         """Record what the score is taken from in the next step if that one is scored."""

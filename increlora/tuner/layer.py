@@ -412,9 +412,7 @@ class IncreLoraLayer(BaseTunerLayer):
             for kind, stored in self.tensors(adapter).items():
                 tensor = state_dict.get(key := f"{prefix}increlora_{kind}.{adapter}")
                 if tensor is not None and tensor.shape[KINDS[kind]] < self.capacity(adapter):
-                    padded = stored.detach().clone()
-                    padded.narrow(KINDS[kind], 0, tensor.shape[KINDS[kind]]).copy_(tensor)
-                    state_dict[key] = padded
+                    state_dict[key] = pad(tensor, stored, KINDS[kind])
 
 
 class _State(nn.Module):
@@ -540,6 +538,13 @@ class IncreLoraEmbedding(IncreLoraLinear):
         update = super().update(x, adapter)
         scale = self._get_embed_scale()
         return update if scale is None else update * scale.to(update.dtype)
+
+
+def pad(tensor: Tensor, stored: Tensor, dim: int) -> Tensor:
+    """A tensor of fewer components in the place of one in storage, whose further components stay."""
+    padded = stored.detach().clone()
+    padded.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
+    return padded
 
 
 def named_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, IncreLoraLayer]]:

@@ -24,7 +24,7 @@ from .allocation import component_costs, highest_rank, nominal_budget, resolve_s
 from .config import IncreLoraConfig
 from .errors import ConfigError
 from .growth import RankAllocator, find_allocator, find_allocators
-from .layer import KINDS, IncreLoraEmbedding, IncreLoraLayer, IncreLoraLinear, features, named_layers
+from .layer import KINDS, IncreLoraEmbedding, IncreLoraLayer, IncreLoraLinear, features, named_layers, pad
 from .regulariser import Deviation
 
 HEADS = {*SEQ_CLS_HEAD_NAMES, "classification_head", "pre_classifier", "pooler", "qa_outputs", "lm_head"}
@@ -230,9 +230,13 @@ class IncreLoraModel(BaseTuner):
         for prefix, layer in layers.items():
             layer.set_rank(adapter_name, len(mapped[f"{prefix}lambda.{adapter_name}"]))
         if layers:
-            find_allocator(model, adapter_name).resume_from_ranks()
-        for prefix, layer in layers.items():  # with which the layer pads the tensors to its storage
-            mapped[f"{prefix}state._extra_state"] = layer.pack_state([adapter_name])
+            find_allocator(model, adapter_name).resume_from_ranks()  # growth may have ended, and storage with it
+        for prefix, layer in layers.items():
+            for kind, stored in layer.tensors(adapter_name).items():
+                mapped[f"{prefix}{kind}.{adapter_name}"] = pad(
+                    mapped[f"{prefix}{kind}.{adapter_name}"], stored, KINDS[kind]
+                )
+            mapped[f"{prefix}state._extra_state"] = layer.pack_state([adapter_name])  # or PEFT reports it as missing
         return mapped
 
     # ---------------------------------------------------------------- growth

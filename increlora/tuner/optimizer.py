@@ -240,7 +240,7 @@ class IncreLoraAdamW(torch.optim.AdamW):
         )
         rows.steps += active
         rates = torch.where(active, rows.rates(group, self.schedule), 0.0)
-        youngest = float(rates[torch.where(active, rows.births, -1).argmax()])
+        youngest = float(rates[torch.where(active, rows.births, -1).argmax()]) if len(rates) else float(group["lr"])
         counts = rows.steps.clamp_min(1).to(torch.float64)
         table = torch.stack(
             [rates / (1 - beta1**counts), (1 - beta2**counts).sqrt(), 1 - rates * group["weight_decay"]]

@@ -178,7 +178,7 @@ class Regulariser:
         self.layers, self.adapter, self.on_step = layers, adapter, on_step
         self.kind = config.orth_reg
         mean_weight = MEAN_WEIGHT / (2 * len(layers)) if self.kind == "squared" else MEAN_WEIGHT
-        self.weight = mean_weight if config.orth_reg_weight is None else config.orth_reg_weight
+        self.weight = mean_weight if config.orth_reg_weight == "auto" else config.orth_reg_weight
         self.scaler: torch.amp.GradScaler | None = None
         self.steps = 0
         self._start()

@@ -122,6 +122,20 @@ def test_hooks_of_a_step_run_once() -> None:
     assert calls == ["before", "after"]
 
 
+def test_modules_of_rank_0_may_be_a_group_of_their_own() -> None:
+    base = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    config = IncreLoraConfig(
+        target_modules=["0", "1"], target_r=None, init_r=0, rank_pattern={"0": 2}, lambda_lr_ratio="width"
+    )
+    model = get_peft_model(base, config)
+    optimizer = IncreLoraAdamW(model, lr=1e-2)
+    for step in (1, 2):
+        model(torch.ones(1, 6)).square().sum().backward()
+        model.update_and_allocate(step)
+        optimizer.step()
+    assert model.rank_distribution() == {"0": 2, "1": 0}
+
+
 def test_youngest_rate_is_that_of_the_adapter_beside_other_parameters() -> None:
     """Where tokens of an embedding train too, the first group of the optimizer is not the adapter's."""
     rates = {}

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from increlora.cli import main
+from increlora.hub import unavailable
 from increlora.study.cells import Cell
 from increlora.study.load import load_study
 from increlora.study.settings import all_runs, run_settings
@@ -285,3 +286,23 @@ def test_adopt_and_schema(trainer: Trainer, tmp_path: Path, capsys: pytest.Captu
     assert "0 finished runs" in capsys.readouterr().out
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "Study"
+
+
+def test_the_plan_says_how_much_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(ROOT / "config/mpnet.yaml")
+    assert main(["plan", config, "--records", str(ROOT / "results/runs")]) == 0
+    assert "15 of 15 runs have a record" in capsys.readouterr().out
+    assert main(["plan", config, "--records", str(tmp_path)]) == 0
+    assert "0 of 15 runs have a record" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("block", "remedy"), [("backbone", "backbone.path"), ("data", "data.source to local and data.p")]
+)
+def test_without_a_network_the_folder_is_named(block: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    error = unavailable(block, "some/repository", ConnectionError("no route"))
+    assert error.field == f"{block}.name"
+    assert remedy in str(error)

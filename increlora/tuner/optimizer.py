@@ -245,23 +245,29 @@ class IncreLoraAdamW(torch.optim.AdamW):
         table = torch.stack(
             [rates / (1 - beta1**counts), (1 - beta2**counts).sqrt(), 1 - rates * group["weight_decay"]]
         )
-        kinds: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
+        kinds: dict[tuple[torch.device, torch.dtype, torch.Size | None], list[int]] = {}
         for i, parameter in enumerate(parameters):
             if not silent[i]:
                 whole = rows.same_age[i] and states[i]["rows"] == trained[i] and members[i].rest_is_zero()
-                kinds.setdefault((parameter.device, parameter.dtype, whole), []).append(i)
-        numbers = table[:, rows.starts].tolist() if any(whole for *_, whole in kinds) else []
-        for (device, dtype, whole), chosen in kinds.items():
-            if whole:  # one number per tensor, for which a GPU has one kernel where rows take one per tensor
-                factors: Any = [[row[i] for i in chosen] for row in numbers]
-            else:
-                tables = table.to(device, dtype).split(rows.sizes, dim=1)
-                factors = zip(
-                    *((tables[i].unsqueeze(-1) if members[i].kind == "A" else tables[i]).unbind() for i in chosen),
-                    strict=True,
-                )
-            sizes, roots, decays = map(list, factors)
-            self._update([parameters[i] for i in chosen], [states[i] for i in chosen], sizes, roots, decays, group)
+                kinds.setdefault((parameter.device, parameter.dtype, None if whole else parameter.shape), []).append(i)
+        numbers = table[:, rows.starts].tolist() if any(shape is None for *_, shape in kinds) else []
+        for (device, dtype, shape), chosen in kinds.items():
+            values: list[Any] = [parameters[i] for i in chosen]
+            moments: list[Any] = [[states[i][name] for i in chosen] for name in ("exp_avg", "exp_avg_sq")]
+            gradients: list[Any] = [parameter.grad for parameter in values]
+            if shape is None:  # one number per tensor
+                self._update(values, gradients, *moments, *([row[i] for i in chosen] for row in numbers), group)
+                continue
+            # one per component: tensors of one shape are stacked, else a GPU would have several kernels for each of them
+            dim = KINDS[members[chosen[0]].kind]
+            size = shape[dim]
+            entries = rows.starts[chosen].unsqueeze(1) + torch.arange(size)
+            broadcast = [len(chosen), *(size if i == dim else 1 for i in range(len(shape)))]
+            factors = table[:, entries].to(device, dtype).view(3, *broadcast).unbind()
+            stacks = [torch.stack(tensors) for tensors in (values, gradients, *moments)]
+            self._update(*([stack] for stack in (*stacks, *factors)), group)
+            for tensors, stack in zip((values, *moments), (stacks[0], *stacks[2:]), strict=True):
+                torch._foreach_copy_(tensors, list(stack.unbind()))
 
         group["updates"] += 1
         for state, now in zip(states, trained, strict=True):
@@ -274,8 +280,10 @@ class IncreLoraAdamW(torch.optim.AdamW):
 
     @staticmethod
     def _update(
-        parameters: list[nn.Parameter],
-        states: list[dict[str, Any]],
+        values: list[Tensor],
+        gradients: list[Tensor],
+        exp_avg: list[Tensor],
+        exp_avg_sq: list[Tensor],
         sizes: list[Any],
         roots: list[Any],
         decays: list[Any],
@@ -284,16 +292,13 @@ class IncreLoraAdamW(torch.optim.AdamW):
         """AdamW on tensors of one device and dtype.
 
         Args:
-            parameters: the tensors.
-            states: of each of them.
-            sizes, roots, decays: of each of them step size, root of the second moment's correction, and decay: one
-                number, or a tensor with one for each component.
+            values, gradients: the tensors and their gradients.
+            exp_avg, exp_avg_sq: their moments.
+            sizes, roots, decays: of each of them step size, root of the second moment's correction, and decay: a number,
+                or a tensor that broadcasts to it.
             group: betas, eps, weight_decay.
         """
         beta1, beta2 = group["betas"]
-        values: list[Any] = list(parameters)
-        gradients: list[Any] = [parameter.grad for parameter in parameters]
-        exp_avg, exp_avg_sq = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
         if group["weight_decay"]:
             torch._foreach_mul_(values, decays)
         torch._foreach_lerp_(exp_avg, gradients, 1 - beta1)

@@ -57,13 +57,19 @@ def test_tensors_without_gradient_stay(move: Callable[[nn.Module], nn.Module]) -
 
 @pytest.mark.parametrize("advance", [True, False], ids=["advance learning", "frozen reserve"])
 def test_one_number_per_tensor_is_the_same_update(advance: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors whose components are of one age get numbers, all others a number for each component."""
+    """Tensors whose components are of one age get numbers, all others a number for each component.
+
+    Those of one shape are updated as one tensor: a list of tensors with factors of another shape is one kernel each on a
+    GPU.
+    """
     kinds: list[type] = []
+    shapes: list[torch.Size] = []
     update = IncreLoraAdamW._update
 
-    def noting(parameters: list[nn.Parameter], states: list[Any], sizes: list[Any], *rest: Any) -> None:
+    def noting(values: list[Any], gradients: list[Any], m: list[Any], v: list[Any], sizes: list[Any], *rest: Any) -> None:
         kinds.extend(map(type, sizes))
-        update(parameters, states, sizes, *rest)
+        shapes.extend(size.shape for size in sizes if isinstance(size, torch.Tensor))
+        update(values, gradients, m, v, sizes, *rest)
 
     def grown() -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -87,6 +93,7 @@ def test_one_number_per_tensor_is_the_same_update(advance: bool, monkeypatch: py
     monkeypatch.setattr(IncreLoraAdamW, "_update", staticmethod(noting))
     found = grown()
     assert {*kinds} == {float, torch.Tensor}
+    assert max(shape[0] for shape in shapes) > 1 and {len(shape) for shape in shapes} == {2, 3}
     kinds.clear()
     monkeypatch.setattr(_AdapterTensor, "rest_is_zero", lambda self: False)
     for name, value in grown().items():

@@ -66,7 +66,9 @@ def test_one_number_per_tensor_is_the_same_update(advance: bool, monkeypatch: py
     shapes: list[torch.Size] = []
     update = IncreLoraAdamW._update
 
-    def noting(values: list[Any], gradients: list[Any], m: list[Any], v: list[Any], sizes: list[Any], *rest: Any) -> None:
+    def noting(
+        values: list[Any], gradients: list[Any], m: list[Any], v: list[Any], sizes: list[Any], *rest: Any
+    ) -> None:
         kinds.extend(map(type, sizes))
         shapes.extend(size.shape for size in sizes if isinstance(size, torch.Tensor))
         update(values, gradients, m, v, sizes, *rest)

@@ -258,7 +258,7 @@ class IncreLoraAdamW(torch.optim.AdamW):
             if shape is None:  # one number per tensor
                 self._update(values, gradients, *moments, *([row[i] for i in chosen] for row in numbers), group)
                 continue
-            # one per component: tensors of one shape are stacked, else a GPU would have several kernels for each of them
+            # one per component: tensors of one shape are stacked, else a GPU has several kernels for each of them
             dim = KINDS[members[chosen[0]].kind]
             size = shape[dim]
             entries = rows.starts[chosen].unsqueeze(1) + torch.arange(size)
@@ -294,8 +294,8 @@ class IncreLoraAdamW(torch.optim.AdamW):
         Args:
             values, gradients: the tensors and their gradients.
             exp_avg, exp_avg_sq: their moments.
-            sizes, roots, decays: of each of them step size, root of the second moment's correction, and decay: a number,
-                or a tensor that broadcasts to it.
+            sizes, roots, decays: of each of them step size, root of the second moment's correction, and decay: numbers, or
+                tensors that broadcast to it.
             group: betas, eps, weight_decay.
         """
         beta1, beta2 = group["betas"]

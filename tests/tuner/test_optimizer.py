@@ -59,8 +59,7 @@ def test_tensors_without_gradient_stay(move: Callable[[nn.Module], nn.Module]) -
 def test_one_number_per_tensor_is_the_same_update(advance: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors whose components are of one age get numbers, all others a number for each component.
 
-    Those of one shape are updated as one tensor: a list of tensors with factors of another shape is one kernel each on a
-    GPU.
+    Those of one shape are updated as one tensor: on a GPU, factors of another shape are several kernels a tensor.
     """
     kinds: list[type] = []
     shapes: list[torch.Size] = []

@@ -245,29 +245,29 @@ class IncreLoraAdamW(torch.optim.AdamW):
         table = torch.stack(
             [rates / (1 - beta1**counts), (1 - beta2**counts).sqrt(), 1 - rates * group["weight_decay"]]
         )
-        kinds: dict[tuple[torch.device, torch.dtype, torch.Size | None], list[int]] = {}
+        kinds: dict[tuple[torch.device, torch.dtype, int | None, torch.Size | None], list[int]] = {}
         for i, parameter in enumerate(parameters):
             if not silent[i]:
                 whole = rows.same_age[i] and states[i]["rows"] == trained[i] and members[i].rest_is_zero()
-                kinds.setdefault((parameter.device, parameter.dtype, None if whole else parameter.shape), []).append(i)
+                like = (None, None) if whole else (KINDS[members[i].kind], parameter.shape)
+                kinds.setdefault((parameter.device, parameter.dtype, *like), []).append(i)
         numbers = table[:, rows.starts].tolist() if any(shape is None for *_, shape in kinds) else []
-        for (device, dtype, shape), chosen in kinds.items():
+        for (device, dtype, dim, shape), chosen in kinds.items():
             values: list[Any] = [parameters[i] for i in chosen]
-            moments: list[Any] = [[states[i][name] for i in chosen] for name in ("exp_avg", "exp_avg_sq")]
             gradients: list[Any] = [parameter.grad for parameter in values]
-            if shape is None:  # one number per tensor
-                self._update(values, gradients, *moments, *([row[i] for i in chosen] for row in numbers), group)
+            averages, squares = ([states[i][name] for i in chosen] for name in ("exp_avg", "exp_avg_sq"))
+            if shape is None or dim is None:  # one number per tensor
+                sizes, roots, decays = ([row[i] for i in chosen] for row in numbers)
+                self._update(group, values, gradients, averages, squares, sizes, roots, decays)
                 continue
             # one per component: tensors of one shape are stacked, else a GPU has several kernels for each of them
-            dim = KINDS[members[chosen[0]].kind]
-            size = shape[dim]
-            entries = rows.starts[chosen].unsqueeze(1) + torch.arange(size)
-            broadcast = [len(chosen), *(size if i == dim else 1 for i in range(len(shape)))]
-            factors = table[:, entries].to(device, dtype).view(3, *broadcast).unbind()
-            stacks = [torch.stack(tensors) for tensors in (values, gradients, *moments)]
-            self._update(*([stack] for stack in (*stacks, *factors)), group)
-            for tensors, stack in zip((values, *moments), (stacks[0], *stacks[2:]), strict=True):
-                torch._foreach_copy_(tensors, list(stack.unbind()))
+            entries = rows.starts[chosen].unsqueeze(1) + torch.arange(shape[dim])
+            broadcast = [len(chosen), *(length if i == dim else 1 for i, length in enumerate(shape))]
+            size, root, decay = table[:, entries].to(device, dtype).view(3, *broadcast).unbind()
+            value, gradient, average, square = map(torch.stack, (values, gradients, averages, squares))
+            self._update(group, [value], [gradient], [average], [square], [size], [root], [decay])
+            for tensors, stacked in ((values, value), (averages, average), (squares, square)):
+                torch._foreach_copy_(tensors, list(stacked.unbind()))
 
         group["updates"] += 1
         for state, now in zip(states, trained, strict=True):
@@ -280,6 +280,7 @@ class IncreLoraAdamW(torch.optim.AdamW):
 
     @staticmethod
     def _update(
+        group: dict[str, Any],
         values: list[Tensor],
         gradients: list[Tensor],
         exp_avg: list[Tensor],
@@ -287,16 +288,15 @@ class IncreLoraAdamW(torch.optim.AdamW):
         sizes: list[Any],
         roots: list[Any],
         decays: list[Any],
-        group: dict[str, Any],
     ) -> None:
         """AdamW on tensors of one device and dtype.
 
         Args:
+            group: betas, eps, weight_decay.
             values, gradients: the tensors and their gradients.
             exp_avg, exp_avg_sq: their moments.
-            sizes, roots, decays: of each of them step size, root of the second moment's correction, and decay: numbers, or
-                tensors that broadcast to it.
-            group: betas, eps, weight_decay.
+            sizes, roots, decays: of each of them step size, root of the second moment's correction, and decay: a
+                number, or a tensor that broadcasts to it.
         """
         beta1, beta2 = group["betas"]
         if group["weight_decay"]:

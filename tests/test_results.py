@@ -32,10 +32,11 @@ MINILM_SELECTION = (MINILM, ROOT / "config/overlays/minilm_selection.yaml")
 MPNET = ROOT / "config/mpnet.yaml"
 MPNET_SELECTION = (MPNET, ROOT / "config/overlays/mpnet_selection.yaml")
 MINILM_R8 = (MINILM, ROOT / "config/overlays/minilm_r8.yaml")
+MINILM_ALPHA = (MINILM, ROOT / "config/overlays/minilm_alpha.yaml")
 MPNET_AUTHORS = (MPNET, ROOT / "config/overlays/mpnet_authors.yaml")
 SHIPPED = [
     *((path,) for path in (ROOT / "config").glob("*.yaml") if path.stem != "local"),
-    *(SELECTION, SETTINGS, MINILM_SELECTION, MINILM_R8, MPNET_SELECTION, MPNET_AUTHORS),
+    *(SELECTION, SETTINGS, MINILM_SELECTION, MINILM_R8, MINILM_ALPHA, MPNET_SELECTION, MPNET_AUTHORS),
 ]
 STUDIES = {load_study(*files).study: files for files in SHIPPED}
 COMMITTED = sorted(path.name for path in RECORDS.glob("*") if path.is_dir())

@@ -176,7 +176,7 @@ class Bench:
         side.step = step
         return side
 
-    def grown(self, *, compiled: bool = False) -> Side:
+    def grown(self) -> Side:
         """As training ends: ranks that differ between modules, and in a module components of several ages."""
         rank = self.args.rank
         side = self.increlora(
@@ -186,7 +186,6 @@ class Bench:
             top_h=self.args.layers,
             ranks_per_event=max(1, rank // 4),
             score_window=1,
-            compiled=compiled,
         )
         while not find_allocator(side.model).finished:
             side.step()
@@ -219,7 +218,8 @@ class Bench:
             "IncreLoRA, step scored by lambda's gradient": self.increlora(
                 **growing, score_window="all", score="taylor"
             ),
-            "IncreLoRA, after growth": self.grown(),
+            "IncreLoRA, after growth": self.increlora(init_r=rank, target_r=rank),
+            "IncreLoRA, after growth in several events": self.grown(),
             "IncreLoRA, authors' layer": self.materialised(),
             "LoRA, positions sliced": self.lora(sliced=True),
         }
@@ -227,7 +227,7 @@ class Bench:
             built["LoRA, compiled"] = self.lora(compiled=True)
             built["IncreLoRA, scored step, compiled"] = self.increlora(**growing, score_window="all", compiled=True)
             built["IncreLoRA, step between, compiled"] = self.increlora(**growing, score_window=1, compiled=True)
-            built["IncreLoRA, after growth, compiled"] = self.grown(compiled=True)
+            built["IncreLoRA, after growth, compiled"] = self.increlora(init_r=rank, target_r=rank, compiled=True)
         return built
 
     # ------------------------------------------------------------ measurements

@@ -10,6 +10,7 @@ import logging
 import math
 import warnings
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -548,16 +549,20 @@ class RankAllocator:
             warnings.warn(message, stacklevel=3)
 
 
+def allocators_of(layers: Iterable[IncreLoraLayer], adapter: str | None = None) -> list[RankAllocator]:
+    """The allocators of the layers' active adapters, or that of one; empty if there is none."""
+    found = {}
+    for layer in layers:
+        for name in layer.active_adapters if adapter is None else [adapter]:
+            part = layer.components.get(name)
+            if part is not None and part.allocator is not None:
+                found[id(part.allocator)] = part.allocator
+    return list(found.values())
+
+
 def find_allocators(model: nn.Module, adapter: str | None = None) -> list[RankAllocator]:
     """The allocators in a model of any kind: those of all active adapters, or that of one; empty if there is none."""
-    found = {}
-    for module in model.modules():
-        if isinstance(module, IncreLoraLayer):
-            for name in module.active_adapters if adapter is None else [adapter]:
-                part = module.components.get(name)
-                if part is not None and part.allocator is not None:
-                    found[id(part.allocator)] = part.allocator
-    return list(found.values())
+    return allocators_of((module for module in model.modules() if isinstance(module, IncreLoraLayer)), adapter)
 
 
 def find_allocator(model: nn.Module, adapter: str | None = None) -> RankAllocator:

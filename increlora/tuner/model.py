@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .allocation import component_costs, highest_rank, nominal_budget, resolve_schedule
 from .config import IncreLoraConfig
 from .errors import ConfigError
-from .growth import RankAllocator, find_allocator, find_allocators
+from .growth import RankAllocator, allocators_of, find_allocator
 from .layer import KINDS, IncreLoraEmbedding, IncreLoraLayer, IncreLoraLinear, features, named_layers, pad
 from .regulariser import Deviation
 
@@ -38,6 +38,7 @@ class IncreLoraModel(BaseTuner):
     tuner_layer_cls = IncreLoraLayer
     target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     peft_config: dict[str, Any]
+    _found: list[IncreLoraLayer] | None = None
 
     # ---------------------------------------------------------------- injection
 
@@ -152,12 +153,16 @@ class IncreLoraModel(BaseTuner):
 
         It also copies ``weight`` when it unloads ``modules_to_save``, which a pooler of several layers does not have.
         """
+        self._found = None
         for name, module in list(self.model.named_modules(remove_duplicate=False)):
             if module is child:
                 self.model.set_submodule(name, new_module)
 
-    def _layers(self) -> Iterator[IncreLoraLayer]:
-        return (module for module in self.model.modules() if isinstance(module, IncreLoraLayer))
+    def _layers(self) -> list[IncreLoraLayer]:
+        """All of them, looked for once: a walk through the model in every step is felt on a GPU's host."""
+        if self._found is None:
+            self._found = [module for module in self.model.modules() if isinstance(module, IncreLoraLayer)]
+        return self._found
 
     # ---------------------------------------------------------------- mixed batches
 
@@ -243,19 +248,19 @@ class IncreLoraModel(BaseTuner):
 
     def set_total_steps(self, total_step: int, warmup_steps: int = 0) -> None:
         """See `RankAllocator.set_total_steps`."""
-        for allocator in find_allocators(self.model):
+        for allocator in allocators_of(self._layers()):
             allocator.set_total_steps(total_step, warmup_steps)
 
     def update_and_allocate(self, global_step: int) -> dict[str, int]:
         """See `RankAllocator.update_and_allocate`; of all active adapters, whose gains are added up."""
         grown: Counter[str] = Counter()
-        for allocator in find_allocators(self.model):
+        for allocator in allocators_of(self._layers()):
             grown.update(allocator.update_and_allocate(global_step))
         return dict(grown)
 
     def orthogonality_loss(self) -> float:
         """The weighted regulariser of the active adapters now, a number to look at: it acts on gradients by itself."""
-        return sum(allocator.regulariser.value() for allocator in find_allocators(self.model))
+        return sum(allocator.regulariser.value() for allocator in allocators_of(self._layers()))
 
     def rank_distribution(self, adapter: str | None = None) -> dict[str, int]:
         """Active rank per module, in the form that ``LoraConfig(rank_pattern=...)`` takes."""

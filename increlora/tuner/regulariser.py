@@ -18,7 +18,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -77,19 +76,20 @@ def stacks(layers: Mapping[str, IncreLoraLayer], adapter: str, rows: Rows = "cou
         counts = tuple(getattr(part, rows) for *_, part in members)
         height = max(counts)
         # storage may differ in height, and rows beyond those that count take no part
-        stacked = torch.stack([_of_height(matrix, height) for _, matrix, _ in members])
+        stacked = _stack([matrix[:height] for _, matrix, _ in members], height)
         precise = torch.promote_types(stacked.dtype, torch.float32)
         counted = _below(counts, height, device, precise)
         trained = _below(tuple(part.trained for *_, part in members), height, device, precise)
         yield Stack([key for key, *_ in members], stacked.to(precise), counted, trained)
 
 
-def _of_height(matrix: Tensor, height: int) -> Tensor:
-    """The first so many rows, zeros where there are fewer."""
-    missing = height - matrix.shape[0]
-    if missing > 0:
-        return F.pad(matrix, (0, 0, 0, missing))
-    return matrix[:height] if missing else matrix
+def _stack(matrices: list[Tensor], height: int) -> Tensor:
+    """Matrices of one width, with zeros below those that have fewer rows (batch, height, width)."""
+    if all(len(matrix) == height for matrix in matrices):
+        return torch.stack(matrices)
+    stacked = matrices[0].new_zeros(len(matrices), height, matrices[0].shape[1])
+    torch._foreach_copy_([rows[: len(matrix)] for rows, matrix in zip(stacked, matrices, strict=True)], matrices)
+    return stacked
 
 
 @functools.lru_cache(maxsize=64)
@@ -236,10 +236,7 @@ class Regulariser:
         groups = list(stacks(self.layers, self.adapter)) if self.weight else []
         gradients = orthogonality_gradients(groups, self.kind)
         for name, layer in self.layers.items():
-            for kind in ("A", "B"):
-                parameter, gradient = layer.tensors(self.adapter)[kind], gradients.get((name, kind))
-                if gradient is not None:
-                    stored = layer.capacity(self.adapter)
-                    gradient = gradient[:stored] if gradient.shape[0] > stored else gradient
-                    gradient = gradient if kind == "A" else gradient.T
-                self._pending[name, kind] = (self.steps, parameter._version), gradient
+            a, b = layer.increlora_A[self.adapter], layer.increlora_B[self.adapter]
+            of_a, of_b = gradients.get((name, "A")), gradients.get((name, "B"))
+            self._pending[name, "A"] = (self.steps, a._version), None if of_a is None else of_a[: a.shape[0]]
+            self._pending[name, "B"] = (self.steps, b._version), None if of_b is None else of_b[: b.shape[1]].T

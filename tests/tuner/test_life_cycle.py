@@ -934,3 +934,24 @@ def test_copy_in_mid_growth_is_independent(model: PeftModel, copied: Any) -> Non
         for layer in find_allocator(model).layers.values():
             layer.increlora_lambda["default"] += 1
     assert torch.equal(scored(other), expected)
+
+
+def test_a_step_does_not_walk_through_the_model(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(model, *create_optimizer(model, lr=1e-2, total_steps=STEPS, warmup_steps=4), range(1, 2))
+    model(**tokens(2)).loss.backward()
+
+    def walk(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a large model has a thousand modules, and a step comes every few milliseconds")
+
+    monkeypatch.setattr(nn.Module, "named_modules", walk)
+    model.update_and_allocate(2)
+
+
+def test_a_step_reaches_the_layers_of_an_adapter_added_later() -> None:
+    base = nn.ModuleDict({name: nn.Linear(6, 6) for name in "ab"})
+    model = get_peft_model(base, IncreLoraConfig(target_modules=["a"], target_r=None))
+    model.base_model.update_and_allocate(1)
+    model.add_adapter("further", IncreLoraConfig(target_modules=["b"], target_r=None))
+    model.base_model.set_adapter(["default", "further"])
+    model.base_model.update_and_allocate(2)
+    assert [one.step for one in find_allocators(model)] == [2, 2]

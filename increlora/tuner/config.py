@@ -274,7 +274,7 @@ class IncreLoraConfig(PeftConfig):
         return (self.max_r or 4 * (self.target_r or self.init_r)) + self.ranks_per_event
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write the config as PEFT does, with the ranks of the adapter that is being saved (``state.py`` notes them).
+        """Write the config as PEFT does, with the ranks of the adapter that is being saved.
 
         The adapter's README, which PEFT has written by then, is told what loading needs.
         """

@@ -45,7 +45,11 @@ KINDS = {"A": 0, "B": 1, "lambda": 0}
 """The tensors of an adapter, and the dimension along which each holds its components."""
 
 ALIGNMENT = 8
-"""Storage and the part of it that is multiplied have a multiple of so many rows."""
+"""Storage has a multiple of so many rows, and on a CPU the part of it that is multiplied."""
+
+GPU_ROWS = 128
+"""The same of the part that is multiplied on a GPU, whose products take as long for 8 rows as for so many, while a part
+of a tensor costs it two more kernels in the backward pass."""
 
 
 @dataclass
@@ -264,14 +268,15 @@ class IncreLoraLayer(BaseTunerLayer):
     # ---------------------------------------------------------------- the update
 
     def rows(self, adapter: str) -> int:
-        """Rows of the storage that are multiplied: all while compiled code may be reused, else those in use."""
-        components = self.components[adapter]
-        if not components.growing:
-            return components.used
-        capacity = self.capacity(adapter)
-        if torch.compiler.is_compiling():
+        """Rows of the storage that are multiplied: all while compiled code may be reused, else about those in use."""
+        components, capacity = self.components[adapter], self.capacity(adapter)
+        if components.growing and torch.compiler.is_compiling():
             return capacity
-        return min(capacity, math.ceil(components.used / ALIGNMENT) * ALIGNMENT)
+        if self.increlora_lambda[adapter].device.type != "cpu":
+            unit = GPU_ROWS
+        else:
+            unit = ALIGNMENT if components.growing else 1
+        return min(capacity, math.ceil(components.used / unit) * unit)
 
     def factors(self, adapter: str) -> tuple[Tensor, Tensor, Tensor]:
         """A (rows, in), coefficients ``s * lambda`` (rows,) and B (out, rows) of the rows that are multiplied.
@@ -496,7 +501,12 @@ class IncreLoraLinear(nn.Module, IncreLoraLayer):
         return result
 
     def _inputs(self, x: Tensor, dtype: torch.dtype, adapter: str) -> Tensor:
-        return self.increlora_dropout[adapter](self._cast_input_dtype(x, dtype))
+        """What A is multiplied with (..., in), under autocast in its dtype: then a scored step keeps no other copy."""
+        dropout, device = self.increlora_dropout[adapter], x.device.type
+        if torch.is_autocast_enabled(device) and torch.float64 not in (x.dtype, dtype):
+            dropped = x if isinstance(dropout, nn.Identity) else dropout(self._cast_input_dtype(x, dtype))
+            return dropped.to(torch.get_autocast_dtype(device))
+        return dropout(self._cast_input_dtype(x, dtype))
 
     def _project(self, inputs: Tensor, a: Tensor) -> Tensor:
         return F.linear(inputs, a)

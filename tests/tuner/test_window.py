@@ -1,4 +1,4 @@
-"""Scoring only the steps before an event chooses the modules that scoring every step chooses."""
+"""Scored steps: those before an event choose the modules that scoring every step chooses; what they keep in memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
+from torch import nn
 
 from increlora import IncreLoraConfig
 from increlora.tuner.allocation import score_window
@@ -43,3 +45,27 @@ def test_the_default_window_chooses_what_every_step_chooses(path: Path) -> None:
 def test_a_much_shorter_window_does_not() -> None:
     found = [agreement(path, 16) for path in RECORDINGS]
     assert sum(same for same, _ in found) < sum(steps for _, steps in found)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_scored_step_under_autocast_keeps_one_copy_of_its_inputs(dropout: float) -> None:
+    kept = {}
+    for window in (1, "all"):
+        config = IncreLoraConfig(
+            target_modules=["0", "1"], target_r=2, deltaT=4, total_step=20, lora_dropout=dropout, score_window=window
+        )
+        model = get_peft_model(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), config).train()
+        saved: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor, saved: dict[int, int] = saved) -> torch.Tensor:
+            saved[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            loss = model(torch.randn(500, 8)).square().sum()
+        loss.backward()
+        kept[window] = sum(saved.values())
+    assert kept["all"] == kept[1]

@@ -436,6 +436,22 @@ def test_ablation_differences_are_paired_and_beside_the_published(study: Study, 
 MORE = ("increlora - orth_advance", "increlora - lora")
 
 
+def test_budgets_are_held_against_the_reference_and_the_smallest(out: Path) -> None:
+    """Figure 4 in numbers: three comparisons on two tasks and in their mean, corrected together."""
+    study, rows = make_study(), pd.read_csv(out / "fake_budgets.csv")
+    rows = rows[rows.column == "difference"].set_index(["row", "task"])
+    names = ["IncreLoRA (r = 2) − LoRA (r = 2)", "IncreLoRA (r = 4) − LoRA (r = 4)"]
+    names += [f"{title} (r = 4) − {title} (r = 2)" for title in ("IncreLoRA", "LoRA")]
+    assert list(dict.fromkeys(rows.index.get_level_values("row"))) == names
+    one, other = (expected(study, "rte", method, 4, ("accuracy",)) for method in ("increlora", "lora"))
+    found = rows.loc[(names[1], "rte")]
+    assert found["mean"] == pytest.approx((one - other).mean(), abs=1e-3)
+    smallest = expected(study, "rte", "lora", 2, ("accuracy",))
+    assert rows.loc[(names[3], "rte"), "mean"] == pytest.approx((other - smallest).mean(), abs=1e-3)
+    assert (rows["p_corrected"] >= rows["p"]).all()
+    assert len(rows) == 4 * 3
+
+
 def test_variants_are_held_against_the_first(out: Path) -> None:
     rows = pd.read_csv(out / "fake_variants.csv")
     assert set(rows[rows.column == "difference"].method) == {"sqrt - increlora"}
@@ -672,7 +688,7 @@ def test_figures_with_a_part_of_the_records(study: Study, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_two_builds_are_the_same_bytes(study: Study, records: Path, built: list[Path], tmp_path: Path) -> None:
     again = build_all(Results(study, records), tmp_path)
-    assert len(built) == 8 * 3 + 6 * 3 + 1
+    assert len(built) == 9 * 3 + 6 * 3 + 1
     assert [a.name for a, b in zip(built, again, strict=True) if a.read_bytes() != b.read_bytes()] == []
 
 

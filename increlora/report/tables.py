@@ -8,6 +8,7 @@ by seed, and the p-values of a table are corrected together (`increlora.report.s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -392,9 +393,30 @@ def variants(results: Results) -> Table:
     return _comparison(results, "variants", "Variants of a method", lines, [], pairs, [])
 
 
+def budgets(results: Results) -> Table:
+    """Figure 4 in numbers: each method minus the reference at its budget, and its largest budget minus its smallest."""
+    wanted = results.study.artefacts.chosen.figure4
+    assert wanted is not None
+    lines = results.lines(product(wanted.methods, sorted(wanted.budgets)))
+    beside = [(line, other) for line in lines if (other := reference_of(lines, line)) not in (None, line)]
+    ends = [[line for line in lines if line.variant == method] for method in wanted.methods]
+    pairs = dict.fromkeys([*beside, *((own[-1], own[0]) for own in ends if len(own) > 1)], "")
+    return _comparison(results, "budgets", "Scores over budgets", lines, [], pairs, [])
+
+
 def _rows_at_one_budget(results: Results, name: str) -> list[Line]:
     wanted = results.study.artefacts.comparisons[name]
     return results.lines(((row, wanted.budget) for row in wanted.rows), name_budget=False)
+
+
+def _shown_at(results: Results, name: str) -> tuple[Sequence[str], str]:
+    """The tasks of a table of variants, and the budget in words if it has but one."""
+    artefacts = results.study.artefacts
+    if name in artefacts.comparisons:
+        wanted = artefacts.comparisons[name]
+        return wanted.tasks, f", average rank {wanted.budget}"
+    assert artefacts.figure4 is not None
+    return artefacts.figure4.tasks, ""
 
 
 def _stated_pairs(results: Results, name: str) -> dict[tuple[Line, Line], str]:
@@ -413,10 +435,10 @@ def _comparison(
     pairs: Mapping[tuple[Line, Line], str],
     meaning: list[str],
 ) -> Table:
-    """A table of variants at one budget: their scores, then differences between them, paired by seed."""
-    wanted = results.study.artefacts.comparisons[name]
+    """A table of variants: their scores, then differences between them, paired by seed."""
+    tasks, at_budget = _shown_at(results, name)
     is_comparable = results.not_comparable is None
-    scores = _Scores(results, name, lines, wanted.tasks)
+    scores = _Scores(results, name, lines, tasks)
     columns = [Column("Method", left=True), *(column for column, _ in extra), Column("#Params")]
     rows = [
         [Entry(line.label), *(one[i] for _, one in extra), Entry(count(scores.params[line]))]
@@ -432,7 +454,7 @@ def _comparison(
             if is_comparable:
                 row += [Entry(_value(scores.known[line, place])), scores.minus_published(line, place)]
     panels = [Panel(f"Study {results.study.study}: mean ± sd over seeds", tuple(columns), tuple(map(tuple, rows)))]
-    differences = scores.differences(pairs, wanted.tasks)
+    differences = scores.differences(pairs, tasks)
     stated = {at: _stated(results, name, pairs[at[:2]], at[0], at[2]) for at in differences}
     if differences:
         panels.append(_differences(scores, list(pairs), differences, stated if is_comparable else {}))
@@ -444,7 +466,7 @@ def _comparison(
         + (" The published differences are single numbers without spread." if is_comparable else ""),
     ]
     with_published = ((one, stated[at]) for at, one in differences.items())
-    return scores.table(f"{title}, average rank {wanted.budget}", panels, notes, with_published)
+    return scores.table(f"{title}{at_budget}", panels, notes, with_published)
 
 
 def _stated(results: Results, name: str, pair: str, line: Line, task: str) -> list[Published]:
@@ -479,6 +501,7 @@ MADE_BY: dict[str, Callable[[Results], Table]] = {
     "table2": table2,
     "table3": table3,
     "variants": variants,
+    "budgets": budgets,
     "claims": claims.table,
     "headroom": extra_tables.headroom,
     "selection": extra_tables.selection,

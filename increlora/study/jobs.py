@@ -109,6 +109,7 @@ def tables(study: Study) -> dict[str, str]:
     """Tables that the study has, by name, as paths without suffix."""
     names = [name for name in TABLES if getattr(study.artefacts.chosen, name)]
     names += ["selection"] if study.grid and "table1" in names else []
+    names += ["budgets"] if study.artefacts.chosen.figure4 else []
     return {name: f"results/{study.study}_{name}" for name in (*names, "checkpoints", "cost")}
 
 

@@ -42,6 +42,7 @@ _SET_BY_THE_STUDY = {
     "modules_to_save",
     "target_r",
     "rank_pattern",
+    "scaling_r",
     "total_step",
     "bias",
     "target_parameters",

@@ -84,6 +84,8 @@ class IncreLoraConfig(PeftConfig):
         lora_alpha: numerator of the scaling ``s``.
         scaling: ``"active_rank"``: ``s = lora_alpha / (rank + 1e-5)``, so growth rescales what is there (authors'
             code); ``"constant"``: ``s = lora_alpha / target_r`` throughout (no rank is in the paper's equations).
+        scaling_r: rank in that constant, where it is not ``target_r``, or ``init_r`` without growth. A saved adapter
+            holds what it was trained with, and so stays the same update when growth is switched off or goes further.
         lora_dropout: dropout probability on the adapter's input.
         tinit: optimizer steps before the first interval starts, or ``"deltaT"`` for as many as an interval has; the
             first growth is at ``tinit + deltaT`` (paper: ``nu``; authors' code: ``2 nu``).
@@ -151,6 +153,7 @@ class IncreLoraConfig(PeftConfig):
     rank_pattern: dict[str, int] = field(default_factory=dict)
     lora_alpha: float = 16
     scaling: Scaling = "constant"
+    scaling_r: int | None = None
     lora_dropout: float = 0.0
     tinit: int | Literal["deltaT"] = 0
     deltaT: int | None = None
@@ -228,7 +231,7 @@ class IncreLoraConfig(PeftConfig):
             require(
                 "max_r", self.target_r is None or self.max_r >= self.target_r, f"target_r ({self.target_r}) or more"
             )
-        for name in ("deltaT", "top_h", "total_step"):
+        for name in ("deltaT", "top_h", "total_step", "scaling_r"):
             require(name, getattr(self, name) is None or count(getattr(self, name), 1), "1 or more, or None")
         require("tinit", self.tinit == "deltaT" or count(self.tinit, 0), "0 or more, or 'deltaT'")
         window = self.score_window
@@ -260,6 +263,11 @@ class IncreLoraConfig(PeftConfig):
         return self.target_r is not None and not self.inference_mode
 
     @property
+    def constant_r(self) -> int:
+        """The rank in the constant scaling."""
+        return self.scaling_r or self.target_r or max(1, self.init_r)
+
+    @property
     def unit(self) -> str:
         """What the budget is a number of."""
         return "ranks" if self.budget_by == "rank" else "parameters"
@@ -274,15 +282,17 @@ class IncreLoraConfig(PeftConfig):
         return (self.max_r or 4 * (self.target_r or self.init_r)) + self.ranks_per_event
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write the config as PEFT does, with the ranks of the adapter that is being saved.
+        """Write the config as PEFT does, with the ranks of the adapter that is being saved and that of its scaling.
 
         The adapter's README, which PEFT has written by then, is told what loading needs.
         """
-        own, self.rank_pattern = self.rank_pattern, self.__dict__.pop("_saved_ranks", self.rank_pattern)
+        own = self.rank_pattern, self.scaling_r
+        self.rank_pattern = self.__dict__.pop("_saved_ranks", self.rank_pattern)
+        self.scaling_r = self.constant_r
         try:
             super().save_pretrained(save_directory, **kwargs)
         finally:
-            self.rank_pattern = own
+            self.rank_pattern, self.scaling_r = own
         card = Path(save_directory, "README.md")
         if card.is_file() and CARD not in (text := card.read_text(encoding="utf-8")):
             card.write_text(f"{text.rstrip()}\n\n{CARD}", encoding="utf-8")

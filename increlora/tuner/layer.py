@@ -101,7 +101,7 @@ class Components:
         """The factor ``s`` of the update."""
         if self.config.scaling == "active_rank":
             return self.config.lora_alpha / (self.rank + 1e-5)
-        return self.config.lora_alpha / (self.config.target_r or max(1, self.config.init_r))
+        return self.config.lora_alpha / self.config.constant_r
 
 
 class IncreLoraLayer(BaseTunerLayer):

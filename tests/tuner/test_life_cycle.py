@@ -208,6 +208,16 @@ def test_alpha_of_retrained_ranks_is_that_of_every_module() -> None:
         lora_config({"a": 0})
 
 
+@pytest.mark.parametrize("fields", [{"target_r": None}, {"target_r": 5}], ids=["no growth", "further growth"])
+def test_a_saved_adapter_keeps_its_scale(model: PeftModel, fields: Any, tmp_path: Path, logits: Any) -> None:
+    """Whatever rank the config asks for when it is loaded."""
+    grown(model)
+    model.save_pretrained(tmp_path)
+    config: Any = dataclasses.replace(IncreLoraConfig.from_pretrained(tmp_path), **fields)
+    loaded = PeftModel.from_pretrained(deberta(), tmp_path, config=config)
+    assert torch.equal(logits(loaded), logits(model))
+
+
 def test_names_that_end_other_names(tmp_path: Path) -> None:
     """PEFT matches the keys of `rank_pattern` against the ends of names."""
 

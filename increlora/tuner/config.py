@@ -81,7 +81,9 @@ class IncreLoraConfig(PeftConfig):
             allocated at once, which a wrapper or optimizer that cannot follow a larger tensor needs (see `capacity`).
         rank_pattern: ``{module name or regular expression: rank}`` for modules that start at another rank than
             ``init_r``. A saved adapter holds its ranks here.
-        lora_alpha: numerator of the scaling ``s``.
+        lora_alpha: numerator of the scaling ``s``. ``"auto"``: 8 times the rank below it, so that ``s = 8`` at every
+            budget, with which the learning rates on GLUE were chosen (docs/evidence.md); 16 with
+            ``scaling="active_rank"`` (the authors' scripts have 16 or 32).
         scaling: ``"active_rank"``: ``s = lora_alpha / (rank + 1e-5)``, so growth rescales what is there (authors'
             code); ``"constant"``: ``s = lora_alpha / target_r`` throughout (no rank is in the paper's equations).
         scaling_r: rank in that constant, where it is not ``target_r``, or ``init_r`` without growth. A saved adapter
@@ -151,7 +153,7 @@ class IncreLoraConfig(PeftConfig):
     budget_by: BudgetBy = "rank"
     max_r: int | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
-    lora_alpha: float = 16
+    lora_alpha: float | Literal["auto"] = "auto"
     scaling: Scaling = "constant"
     scaling_r: int | None = None
     lora_dropout: float = 0.0
@@ -206,8 +208,13 @@ class IncreLoraConfig(PeftConfig):
         def count(value: Any, lowest: int) -> bool:
             return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
 
-        for name in ("lora_alpha", "init_std"):
-            require(name, number(name) and getattr(self, name) > 0, "a finite number above 0")
+        require("init_std", number("init_std") and self.init_std > 0, "a finite number above 0")
+        alpha = self.lora_alpha
+        require(
+            "lora_alpha",
+            alpha == "auto" or (number("lora_alpha") and alpha > 0),
+            "a finite number above 0, or 'auto'",
+        )
         require("reserve_lambda", number("reserve_lambda") and self.reserve_lambda >= 0, "a finite number of 0 or more")
         weight = self.orth_reg_weight
         require(
@@ -267,6 +274,13 @@ class IncreLoraConfig(PeftConfig):
         """The rank in the constant scaling."""
         return self.scaling_r or self.target_r or max(1, self.init_r)
 
+    def scale(self, rank: int) -> float:
+        """The factor ``s`` of a module's update at this rank."""
+        alpha = self.lora_alpha
+        if self.scaling == "active_rank":
+            return (16.0 if alpha == "auto" else alpha) / (rank + 1e-5)
+        return 8.0 if alpha == "auto" else alpha / self.constant_r
+
     @property
     def unit(self) -> str:
         """What the budget is a number of."""
@@ -282,13 +296,13 @@ class IncreLoraConfig(PeftConfig):
         return (self.max_r or 4 * (self.target_r or self.init_r)) + self.ranks_per_event
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write the config as PEFT does, with the ranks of the adapter that is being saved and that of its scaling.
+        """Write the config as PEFT does; of an adapter that is being saved, with its ranks and that of its scaling.
 
         The adapter's README, which PEFT has written by then, is told what loading needs.
         """
         own = self.rank_pattern, self.scaling_r
-        self.rank_pattern = self.__dict__.pop("_saved_ranks", self.rank_pattern)
-        self.scaling_r = self.constant_r
+        if (ranks := self.__dict__.pop("_saved_ranks", None)) is not None:
+            self.rank_pattern, self.scaling_r = ranks, self.constant_r
         try:
             super().save_pretrained(save_directory, **kwargs)
         finally:

@@ -99,9 +99,7 @@ class Components:
 
     def scaling(self) -> float:
         """The factor ``s`` of the update."""
-        if self.config.scaling == "active_rank":
-            return self.config.lora_alpha / (self.rank + 1e-5)
-        return self.config.lora_alpha / self.config.constant_r
+        return self.config.scale(self.rank)
 
 
 class IncreLoraLayer(BaseTunerLayer):

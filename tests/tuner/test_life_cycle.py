@@ -208,14 +208,23 @@ def test_alpha_of_retrained_ranks_is_that_of_every_module() -> None:
         lora_config({"a": 0})
 
 
+@pytest.mark.parametrize("alpha", [16, "auto"])
 @pytest.mark.parametrize("fields", [{"target_r": None}, {"target_r": 5}], ids=["no growth", "further growth"])
-def test_a_saved_adapter_keeps_its_scale(model: PeftModel, fields: Any, tmp_path: Path, logits: Any) -> None:
+def test_a_saved_adapter_keeps_its_scale(alpha: Any, fields: Any, tmp_path: Path, logits: Any) -> None:
     """Whatever rank the config asks for when it is loaded."""
+    model = get_peft_model(deberta(), adapter(lora_alpha=alpha))
     grown(model)
     model.save_pretrained(tmp_path)
     config: Any = dataclasses.replace(IncreLoraConfig.from_pretrained(tmp_path), **fields)
     loaded = PeftModel.from_pretrained(deberta(), tmp_path, config=config)
     assert torch.equal(logits(loaded), logits(model))
+
+
+def test_automatic_alpha_is_the_same_scale_at_every_budget() -> None:
+    assert {IncreLoraConfig(target_r=r).scale(rank) for r in (2, 24, None) for rank in (1, 5)} == {8.0}
+    assert IncreLoraConfig(target_r=4, lora_alpha=6).scale(1) == 1.5
+    code = IncreLoraConfig.from_preset("code", target_r=4)
+    assert [code.scale(rank) for rank in (1, 4)] == pytest.approx([16, 4], rel=1e-4)
 
 
 def test_names_that_end_other_names(tmp_path: Path) -> None:

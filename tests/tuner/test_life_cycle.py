@@ -974,3 +974,14 @@ def test_a_step_reaches_the_layers_of_an_adapter_added_later() -> None:
     model.base_model.set_adapter(["default", "further"])
     model.base_model.update_and_allocate(2)
     assert [one.step for one in find_allocators(model)] == [2, 2]
+
+
+@pytest.mark.parametrize(("max_r", "on_gpu"), [(8, 16), (200, 128)])
+def test_a_gpu_multiplies_a_small_storage_whole(max_r: int, on_gpu: int) -> None:
+    """A part of a tensor costs it two kernels more in the backward pass, and 128 rows no more time than 8."""
+    base = nn.ModuleDict({"a": nn.Linear(256, 256)})
+    config = IncreLoraConfig(target_modules=["a"], target_r=2, max_r=max_r)
+    layer = find_allocator(get_peft_model(base, config)).layers["a"]
+    assert layer.rows("default") == 8
+    layer.increlora_lambda.to("meta")  # like any device that is no CPU
+    assert layer.rows("default") == on_gpu

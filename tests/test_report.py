@@ -643,6 +643,17 @@ def test_figures_come_with_their_numbers(study: Study, built: list[Path], out: P
     assert b"CreationDate" not in pdf
 
 
+def test_legend_is_no_wider_than_the_figure() -> None:
+    fig = figures.Figure((figures.SINGLE, 3.0))
+    handles = [figures.Line2D([], [], label=f"a variant with a long name, number {number}") for number in range(4)]
+    figures._legend(fig, handles, "mean of 5 seeds")
+    (legend,) = fig.legends
+    assert legend.get_window_extent().width <= fig.bbox.width
+    short = figures.Figure((figures.SINGLE, 3.0))
+    figures._legend(short, [figures.Line2D([], [], label=name) for name in "ab"], "mean of 5 seeds")
+    assert short.legends[0]._ncols == 2
+
+
 def test_figure_without_records_says_so(study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     nothing = Results(study, tmp_path / "none")
     built = figures.build(nothing, tmp_path / "out")

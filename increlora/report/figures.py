@@ -601,8 +601,13 @@ def _legend_over_steps(
 
 
 def _legend(fig: Figure, handles: Sequence[Line2D], note: str) -> None:
-    """A legend above the panels, where it covers no data, under a line that says what is shown."""
-    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), title=_plain(note), title_fontsize=8)
+    """A legend above the panels, where it covers no data, under a line that says what is shown; as wide as fits."""
+    options: dict[str, Any] = {"loc": "outside upper center", "title": _plain(note), "title_fontsize": 8}
+    for columns in range(len(handles), 0, -1):
+        legend = fig.legend(handles=handles, ncols=columns, **options)
+        if columns == 1 or legend.get_window_extent().width <= fig.bbox.width:
+            break
+        legend.remove()
 
 
 def _where(wanted: Figure5 | Figure6 | RankGrowth | TrainingCurves) -> str:

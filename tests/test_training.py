@@ -152,6 +152,27 @@ def test_resumed_record_equals_the_uninterrupted_one(
         assert resumed[block] == whole[block], block
 
 
+def test_a_run_on_two_devices_names_both(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times and memory are then those of neither."""
+    chosen = settings(tiny_backbone, "bitfit", None, {})
+
+    class Killed(BaseException):
+        pass
+
+    save = checkpoints.Checkpoint.save
+
+    def save_and_die(self: checkpoints.Checkpoint, state: dict[str, Any]) -> None:
+        save(self, state)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("increlora.training.run.device_name", lambda device: "a GPU")
+        patch.setattr(checkpoints.Checkpoint, "save", save_and_die)
+        with pytest.raises(Killed):
+            run(chosen, progress=False, checkpoint_seconds=0)
+    assert run(chosen, progress=False)["cost"]["device"] == "a GPU, then cpu"
+
+
 @contextlib.contextmanager
 def without_reserve(model: torch.nn.Module) -> Iterator[None]:
     """Within the block the components that train in advance add nothing."""

@@ -19,6 +19,11 @@ from increlora.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 @contextlib.contextmanager
 def device_slot(folder: Path = Path(".increlora/slots")) -> Iterator[torch.device]:
     """The device of one run, held until the block ends.

@@ -37,7 +37,7 @@ from increlora.training.batches import collate, epoch_order, evaluation_order
 from increlora.training.checkpoint import Checkpoint, set_random_state
 from increlora.training.data import Encoded, run_data
 from increlora.training.deberta import slice_relative_positions
-from increlora.training.device import ProcessGroup, autocast, device_slot
+from increlora.training.device import ProcessGroup, autocast, device_name, device_slot
 from increlora.training.interrupt import Interrupt, noting_sigterm
 from increlora.training.memory import MIB, LiveTensors, resident_tensors
 from increlora.training.provenance import commit, versions
@@ -68,6 +68,7 @@ class Progress:
         step_seconds: time of every optimizer step.
         peak_memory: bytes at the peak of one measured step, on devices that keep no statistics of their own.
         optimizer_state: the most floating-point values that the optimizer has kept.
+        devices: those that it has been trained on, in their order.
         status: ``completed`` until proven otherwise.
     """
 
@@ -83,6 +84,7 @@ class Progress:
     step_seconds: list[float] = field(default_factory=list)
     peak_memory: int | None = None
     optimizer_state: int = 0
+    devices: list[str] = field(default_factory=list)
     status: str = "completed"
     reason: str | None = None
 
@@ -265,6 +267,8 @@ class _Run:
         note_every = max(1, self.total // NOTED_POINTS)
         if progress.step == 0:
             self._note_orthogonality()
+        if (device := device_name(self.device)) not in progress.devices:
+            progress.devices.append(device)
         self._start()
         bar = tqdm(
             total=self.total,
@@ -548,7 +552,7 @@ class _Run:
             "peak_memory_mb": self._peak_memory_mb(),
             "optimizer_state": progress.optimizer_state,
             "peak_trainable": self.adaptation.peak_trainable(),
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "device": ", then ".join(progress.devices),
             "threads": torch.get_num_threads(),
             "processes": self.group.size,
             "steps": progress.step,

@@ -178,6 +178,7 @@ class Cost(_Block):
     peak_trainable: int
     """The most parameters that received a gradient."""
     device: str
+    """All that it was trained on, in their order."""
     threads: int
     processes: int
     steps: int

@@ -95,7 +95,7 @@ class Bench:
         return base(self.args.layers, self.args.width).to(self.device)
 
     def loss(self, model: nn.Module) -> torch.Tensor:
-        bf16 = self.device.type == "cuda"
+        bf16 = self.device.type == "cuda" or self.args.autocast
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
             return model(**self.batch).loss
 
@@ -324,6 +324,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, default=8, help="average rank of all sides")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=3, help="steps per side and round")
+    parser.add_argument("--autocast", action="store_true", help="bfloat16 autocast on a CPU too")
     parser.add_argument("--compile", action="store_true", help="try torch.compile too")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(arguments)
@@ -362,6 +363,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     stem = f"{bench.device.type}_length{args.length}" + (f"_width{args.width}" if args.width != 768 else "")
     stem += f"_rank{args.rank}" if args.rank != 8 else ""
+    stem += "_autocast" if args.autocast else ""
     stem += "_compiled" if args.compile else ""
     (args.out / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n")
     table = markdown(result)
@@ -376,7 +378,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"DeBERTaV3-base-shaped, {result['layers']} layers{width}, batch {result['batch']}, length {result['length']}, "
         f"average rank {result['rank']}; {result['device']}, {result['threads']} threads, torch "
-        f"{result['torch']}",
+        f"{result['torch']}{', bfloat16 autocast' if result.get('autocast') else ''}",
         "",
         "| Step | ms | to LoRA | quartiles | peak MiB | over LoRA |",
         "|:--|--:|--:|--:|--:|--:|",

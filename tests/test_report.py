@@ -437,7 +437,7 @@ MORE = ("increlora - orth_advance", "increlora - lora")
 
 
 def test_budgets_are_held_against_the_reference_and_the_smallest(out: Path) -> None:
-    """Figure 4 in numbers: three comparisons on two tasks and in their mean, corrected together."""
+    """Figure 4 in numbers: four comparisons on two tasks and in their mean, corrected together."""
     study, rows = make_study(), pd.read_csv(out / "fake_budgets.csv")
     rows = rows[rows.column == "difference"].set_index(["row", "task"])
     names = ["IncreLoRA (r = 2) − LoRA (r = 2)", "IncreLoRA (r = 4) − LoRA (r = 4)"]

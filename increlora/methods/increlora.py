@@ -67,7 +67,7 @@ class TunerOptions(Options):
     """Fields that a run's settings spell out even where the config does not set them.
 
     Digests of finished runs depend on it, so it never changes: a field that `IncreLoraConfig` gains is in the settings
-    of the runs that set it.
+    of the runs that set it, and `lora_alpha` is 16 here, where the tuner's own default is automatic.
     """
 
     @model_validator(mode="before")

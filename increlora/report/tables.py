@@ -1,4 +1,4 @@
-"""Tables 1-3 of the paper, the table of variants at one budget, and which tables a study has.
+"""Tables 1-3 of the paper, those of variants at one budget and of scores over budgets, and which tables a study has.
 
 Each table is written as CSV (tidy: one row per number), Markdown and LaTeX. Scores are mean ± sd over seeds; "All" is
 the mean over the tasks that the paper averages, each with the mean of its columns. Differences between rows are paired
@@ -39,6 +39,7 @@ from increlora.report.results import (
 from increlora.report.statistics import Tested, holm
 from increlora.study import jobs
 from increlora.study.cells import method_of, ranks_from
+from increlora.study.config import Comparison
 
 COLUMNS = (
     "row method budget params_mean params_ratio task column mean sd ci_low ci_high p p_corrected corrected_low "
@@ -361,17 +362,19 @@ def _to_reference(
 
 def table2(results: Results) -> Table:
     """Ablation of a method's components."""
-    lines = _rows_at_one_budget(results, "table2")
+    wanted, lines = _at_one_budget(results, "table2")
     parts = {line: results.components(line) for line in lines}
     shown = list(dict.fromkeys(part for line in lines for part in parts[line]))
     ticks = [(Column(part.symbol), [Entry("✓" if parts[line].get(part) else "") for line in lines]) for part in shown]
     meaning = [f"{', '.join(f'{part.symbol}: {part.title}' for part in shown)}."] if shown else []
-    return _comparison(results, "table2", "Table 2: ablation", lines, ticks, _stated_pairs(results, "table2"), meaning)
+    title = f"Table 2: ablation, average rank {wanted.budget}"
+    pairs = _stated_pairs(results, "table2")
+    return _comparison(results, "table2", title, wanted.tasks, lines, ticks, pairs, meaning)
 
 
 def table3(results: Results) -> Table:
     """Fresh models retrained from saved rank distributions, beside the runs that found them."""
-    study, lines = results.study, _rows_at_one_budget(results, "table3")
+    study, (wanted, lines) = results.study, _at_one_budget(results, "table3")
     ranks: list[Entry] = []
     for line in lines:
         if source := ranks_from(study, line.variant):
@@ -381,16 +384,17 @@ def table3(results: Results) -> Table:
             found = method_of(study, line.variant).allocates
             ranks.append(Entry("grown or pruned in training" if found else "the same everywhere"))
     meaning = ["Retrained rows start anew with fixed ranks taken from the finished run of the same seed."]
-    title = "Table 3: rank distributions retrained from scratch"
+    title = f"Table 3: rank distributions retrained from scratch, average rank {wanted.budget}"
     extra = [(Column("Ranks", left=True), ranks)]
-    return _comparison(results, "table3", title, lines, extra, _stated_pairs(results, "table3"), meaning)
+    return _comparison(results, "table3", title, wanted.tasks, lines, extra, _stated_pairs(results, "table3"), meaning)
 
 
 def variants(results: Results) -> Table:
     """Variants of a method at one budget, each compared with the first."""
-    lines = _rows_at_one_budget(results, "variants")
+    wanted, lines = _at_one_budget(results, "variants")
     pairs = {(line, lines[0]): "" for line in lines[1:]}
-    return _comparison(results, "variants", "Variants of a method", lines, [], pairs, [])
+    title = f"Variants of a method, average rank {wanted.budget}"
+    return _comparison(results, "variants", title, wanted.tasks, lines, [], pairs, [])
 
 
 def budgets(results: Results) -> Table:
@@ -401,22 +405,13 @@ def budgets(results: Results) -> Table:
     beside = [(line, other) for line in lines if (other := reference_of(lines, line)) not in (None, line)]
     ends = [[line for line in lines if line.variant == method] for method in wanted.methods]
     pairs = dict.fromkeys([*beside, *((own[-1], own[0]) for own in ends if len(own) > 1)], "")
-    return _comparison(results, "budgets", "Scores over budgets", lines, [], pairs, [])
+    return _comparison(results, "budgets", "Scores over budgets", wanted.tasks, lines, [], pairs, [])
 
 
-def _rows_at_one_budget(results: Results, name: str) -> list[Line]:
+def _at_one_budget(results: Results, name: str) -> tuple[Comparison, list[Line]]:
+    """What a table of variants at one budget is to show, and its rows."""
     wanted = results.study.artefacts.comparisons[name]
-    return results.lines(((row, wanted.budget) for row in wanted.rows), name_budget=False)
-
-
-def _shown_at(results: Results, name: str) -> tuple[Sequence[str], str]:
-    """The tasks of a table of variants, and the budget in words if it has but one."""
-    artefacts = results.study.artefacts
-    if name in artefacts.comparisons:
-        wanted = artefacts.comparisons[name]
-        return wanted.tasks, f", average rank {wanted.budget}"
-    assert artefacts.figure4 is not None
-    return artefacts.figure4.tasks, ""
+    return wanted, results.lines(((row, wanted.budget) for row in wanted.rows), name_budget=False)
 
 
 def _stated_pairs(results: Results, name: str) -> dict[tuple[Line, Line], str]:
@@ -430,13 +425,13 @@ def _comparison(
     results: Results,
     name: str,
     title: str,
+    tasks: Sequence[str],
     lines: Sequence[Line],
     extra: Sequence[tuple[Column, list[Entry]]],
     pairs: Mapping[tuple[Line, Line], str],
     meaning: list[str],
 ) -> Table:
     """A table of variants: their scores, then differences between them, paired by seed."""
-    tasks, at_budget = _shown_at(results, name)
     is_comparable = results.not_comparable is None
     scores = _Scores(results, name, lines, tasks)
     columns = [Column("Method", left=True), *(column for column, _ in extra), Column("#Params")]
@@ -466,7 +461,7 @@ def _comparison(
         + (" The published differences are single numbers without spread." if is_comparable else ""),
     ]
     with_published = ((one, stated[at]) for at, one in differences.items())
-    return scores.table(f"{title}{at_budget}", panels, notes, with_published)
+    return scores.table(title, panels, notes, with_published)
 
 
 def _stated(results: Results, name: str, pair: str, line: Line, task: str) -> list[Published]:

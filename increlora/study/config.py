@@ -189,7 +189,7 @@ class Headroom(_Block):
 
 
 class Figure4(_Block):
-    """Score over the budget (Figure 4)."""
+    """Score over the budget (Figure 4), and the same in numbers (the table `budgets`)."""
 
     tasks: Names
     methods: Names

@@ -245,22 +245,24 @@ class IncreLoraAdamW(torch.optim.AdamW):
         table = torch.stack(
             [rates / (1 - beta1**counts), (1 - beta2**counts).sqrt(), 1 - rates * group["weight_decay"]]
         )
-        kinds: dict[tuple[torch.device, torch.dtype, int | None, torch.Size | None], list[int]] = {}
+        kinds: dict[tuple[torch.device, torch.dtype, tuple[str, torch.Size] | None], list[int]] = {}
         for i, parameter in enumerate(parameters):
             if not silent[i]:
                 whole = rows.same_age[i] and states[i]["rows"] == trained[i] and members[i].rest_is_zero()
-                like = (None, None) if whole else (KINDS[members[i].kind], parameter.shape)
-                kinds.setdefault((parameter.device, parameter.dtype, *like), []).append(i)
-        numbers = table[:, rows.starts].tolist() if any(shape is None for *_, shape in kinds) else []
-        for (device, dtype, dim, shape), chosen in kinds.items():
+                like = None if whole else (members[i].kind, parameter.shape)
+                kinds.setdefault((parameter.device, parameter.dtype, like), []).append(i)
+        numbers = table[:, rows.starts].tolist() if any(like is None for *_, like in kinds) else []
+        for (device, dtype, like), chosen in kinds.items():
             values: list[Any] = [parameters[i] for i in chosen]
             gradients: list[Any] = [parameter.grad for parameter in values]
             averages, squares = ([states[i][name] for i in chosen] for name in ("exp_avg", "exp_avg_sq"))
-            if shape is None or dim is None:  # one number per tensor
+            if like is None:  # one number per tensor
                 sizes, roots, decays = ([row[i] for i in chosen] for row in numbers)
                 self._update(group, values, gradients, averages, squares, sizes, roots, decays)
                 continue
             # one per component: tensors of one shape are stacked, else a GPU has several kernels for each of them
+            kind, shape = like
+            dim = KINDS[kind]
             entries = rows.starts[chosen].unsqueeze(1) + torch.arange(shape[dim])
             broadcast = [len(chosen), *(length if i == dim else 1 for i, length in enumerate(shape))]
             size, root, decay = table[:, entries].to(device, dtype).view(3, *broadcast).unbind()

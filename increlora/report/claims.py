@@ -331,6 +331,7 @@ def table(results: Results) -> Table:
         )
     study = results.study.study
     verdicts = Counter(one.verdict for one in found)
+    left_out = "; ".join(claim.claim for claim in lacking)
     notes = [
         f"{', '.join(f'{number} {verdict}' for verdict, number in verdicts.items())}.",
         about(results),
@@ -339,7 +340,7 @@ def table(results: Results) -> Table:
         f"The paper's numbers are {published.TITLE} on GLUE"
         + (f"; here {results.not_comparable}" if results.not_comparable else "")
         + ". A verdict is one about the method in this study's setting.",
-        *(f"Left out, the study has no rows for it: {claim.claim}." for claim in lacking),
+        *([f"Left out, as the study has no rows for them: {left_out}."] if left_out else []),
     ]
     panel = Panel(f"Study {study}", tuple(columns), tuple(entries))
     tidy = pd.DataFrame(rows, columns=COLUMNS)

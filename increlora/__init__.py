@@ -34,11 +34,16 @@ def __getattr__(name: str) -> Any:
 class _RegisterWithPeft(MetaPathFinder, Loader):
     """Loads ``peft`` as it would be loaded anyway, and registers the method with it: PEFT takes seconds to import."""
 
+    asked = False
+
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != "peft":
+        if name != "peft" or self.asked:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec("peft")
+        self.asked = True  # by itself, to find the real one
+        try:
+            spec = find_spec("peft")
+        finally:
+            self.asked = False
         if spec is not None and spec.loader is not None:
             self.loader, spec.loader = spec.loader, self
         return spec
@@ -47,6 +52,7 @@ class _RegisterWithPeft(MetaPathFinder, Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        sys.meta_path.remove(self)
         module.__loader__ = module.__spec__.loader = self.loader  # type: ignore[union-attr]
         self.loader.exec_module(module)
         tuner.register()

@@ -9,6 +9,7 @@ line says how).
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -56,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except (IncreLoraError, OSError) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "increlora":
+            raise
+        needed = f"this needs {error.name}, one of the study's packages"
+        print(f"error: {needed}: pip install -e '.[study]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -114,6 +121,8 @@ def _run(options: argparse.Namespace) -> int:
     from increlora.study.train import choose, train
     from increlora.training.places import check_writable
 
+    if importlib.util.find_spec("evaluate") is None:
+        raise ModuleNotFoundError("missing before anything is trained", name="evaluate")
     study = _study(options)
     check_writable(options.records)
     seeds = _seeds("--seed", options.seed)
@@ -249,6 +258,8 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, function: Any, text: str, *, config: bool = False, records: bool = False) -> Any:
         found = commands.add_parser(name, help=text, description=text)
         found.set_defaults(command=function)
+        for option in ("--verbose", "--quiet"):  # after the command too
+            found.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         if config:
             text = f"YAML file, or inline YAML '{{...}}'; later ones win (default: {CONFIG})"
             found.add_argument("config", nargs="*", default=[CONFIG], metavar="CONFIG", help=text)
@@ -264,7 +275,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--here", action="store_true", help="its runs will be on this machine: check GPUs and disk too")
     command("verify", _verify, "compare finished runs with a study's config", config=True, records=True)
 
-    run = command("run", _run, "train runs of a study by name (what the workflow calls)", config=True, records=True)
+    text = "train runs of a study by name (what the workflow calls); CONFIG comes before the options"
+    run = command("run", _run, text, config=True, records=True)
     run.add_argument("--task", nargs="+", default=(), help="only these tasks")
     run.add_argument("--method", nargs="+", default=(), help="only these method variants")
     run.add_argument(

@@ -93,6 +93,48 @@ def test_under_torchrun_a_failing_process_ends(
     trainer.broken_seeds = {0}
     with pytest.raises(RuntimeError, match="out of memory"):
         train(tmp_path)
+    assert train(tmp_path, "svd_shuffled")[0] == 2, "at once, where a single process would go on to the next seed"
+
+
+def test_under_torchrun_the_others_wait_for_a_record(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run may start from its ranks."""
+    there, record = [], tmp_path / "smoke/rte/lora/2/seed0.json"
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: there.append(record.exists()))
+    assert train(tmp_path)[0] == 0
+    assert there == [True, True]
+
+
+@pytest.mark.parametrize("command", ["show", "run"])
+def test_a_missing_package_of_the_study_is_named(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'pandas'", name="pandas")
+
+    monkeypatch.setattr("increlora.cli._study", gone)
+    assert main([command, str(SMOKE)]) == 2
+    error = capsys.readouterr().err
+    assert error == "error: this needs pandas, one of the study's packages: pip install -e '.[study]'\n"
+
+
+def test_nothing_is_trained_without_evaluate(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert train(tmp_path)[0] == 2
+    assert "this needs evaluate" in capsys.readouterr().err
+    assert not trainer.trained
+
+
+def test_quiet_may_come_before_or_after_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("increlora.cli._plan", lambda options: seen.append(options.quiet))
+    for command in (["plan"], ["--quiet", "plan"], ["plan", "--quiet"], ["plan", str(SMOKE), "--quiet"]):
+        main(command)
+    assert seen == [False, True, True, True]
 
 
 def test_ranks_are_read_from_the_source_records(trainer: Trainer, tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_hub_name_is_resolved_like_a_folder(glue_folder: Path, monkeypatch: pyte
     [
         ({"label": 2}, r"split train, row 1: label is 2; allowed: 0 to 1"),
         ({"label": -1}, r"row 1: label is -1"),
-        ({"sentence1": "  "}, r"row 1: sentence1 is '  ', not a text"),
+        ({"sentence1": 3}, r"row 1: sentence1 is 3, not a text"),
         ({"sentence2": None}, r"row 1: sentence2 is None"),
     ],
 )
@@ -220,6 +220,14 @@ def test_bad_rows_are_named(row: dict[str, Any], message: str, monkeypatch: pyte
     monkeypatch.setattr("increlora.glue.corpus.generate", lambda *_, **__: rows)
     with pytest.raises(IncreLoraError, match=message):
         load_task("rte", Data(source="builtin"))
+
+
+def test_an_empty_text_is_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QQP's training split has two."""
+    good = {"question1": "a", "question2": "b", "label": 0}
+    rows = {"train": [good, {**good, "question2": ""}], "validation": [good], "test": [good]}
+    monkeypatch.setattr("increlora.glue.corpus.generate", lambda *_, **__: rows)
+    assert load_task("qqp", Data(source="builtin")).train.texts[1] == ["b", ""]
 
 
 def test_missing_column_and_split_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import shutil
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +30,7 @@ from increlora.training.record import (
     write_record,
 )
 from increlora.training.settings import RunSettings
-from tests.study_helpers import SMOKE, fake_record
+from tests.study_helpers import ROOT, SMOKE, fake_record
 
 
 @pytest.fixture
@@ -279,3 +283,17 @@ def test_a_new_protocol_of_a_method_is_one_of_its_runs_alone(
     after = {method: run_settings(study, Cell("rte", method, 2), 0).digest for method in before}
     assert after["increlora"] == before["increlora"]
     assert after["lora"] != before["lora"]
+
+
+def test_the_commit_is_that_of_this_package_and_not_of_a_project_around_it(tmp_path: Path) -> None:
+    """As where it is installed in an environment inside of somebody's repository."""
+    installed = tmp_path / ".venv/increlora"
+    shutil.copytree(ROOT / "increlora", installed, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "mine"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    script = "from increlora.training.provenance import commit; print(*commit())"
+    environment = {**os.environ, "PYTHONPATH": str(installed.parent)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "None None\n"

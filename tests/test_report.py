@@ -22,10 +22,12 @@ from increlora.report.tables import show
 from increlora.study import jobs
 from increlora.study.cells import Cell
 from increlora.study.config import Study
+from increlora.study.load import load_study
 from increlora.study.settings import all_runs, run_settings
 from increlora.training.record import RULES, RecordError
 from increlora.training.settings import RunSettings
 from tests.report_helpers import PER_RANK, make_record, make_study, write
+from tests.study_helpers import ROOT
 
 
 def is_run(settings: RunSettings, task: str, method: str, budget: int | None, seed: int) -> bool:
@@ -602,6 +604,19 @@ def test_too_wide_a_panel_is_continued_below() -> None:
     assert max(map(len, lines)) <= 80
     assert sum("12.34" in line for line in lines) == sum("name" in line for line in lines) > 1
     assert r"\resizebox" in latex(table)
+
+
+def test_latex_has_no_character_that_it_does_not_know(out: Path, built: list[Path]) -> None:
+    """Not those of `results` either: pdflatex stops at one."""
+    for path in (*(path for path in built if path.suffix == ".tex"), *(ROOT / "results").glob("*.tex")):
+        assert path.read_text(encoding="utf-8").isascii(), path.name
+
+
+@pytest.mark.parametrize("config", ["config", "minilm", "paper", "smoke"])
+def test_whatever_is_shown_has_a_caption_in_the_report(config: str) -> None:
+    shown = load_study(ROOT / f"config/{config}.yaml")
+    for name in (*jobs.tables(shown), *jobs.figures(shown)):
+        assert (ROOT / f"workflow/report/{name}.rst").is_file()
 
 
 # ---------------------------------------------------------------- figures

@@ -110,6 +110,12 @@ def test_a_ratio_set_later_replaces_steps_set_earlier() -> None:
     training = settings_of(study, "lora").training
     assert (training.warmup_steps, training.warmup_ratio) == (None, 0.5)
     assert (training.max_steps, training.epochs) == (None, 2)
+    study = smoke(training={"epochs": 1, "warmup_ratio": 0.2})
+    training = settings_of(study, "lora").training
+    assert (training.max_steps, training.epochs) == (None, 1), "of a later file, too"
+    assert (training.warmup_steps, training.warmup_ratio) == (None, 0.2)
+    both = settings_of(smoke(training={"epochs": 1, "max_steps": 7}), "lora").training
+    assert both.max_steps == 7, "given side by side, the steps win"
 
 
 def test_cells_are_unique_and_include_sources() -> None:
@@ -223,6 +229,8 @@ artefacts:
     assert settings_of(study, "lora_wide").training.weight_decay == 0.01
 
 
+RANKS = [{"method": "lora", "budgets": [4, 2]}]
+GRID = {"methods": {"lora": {"learning_rate": [1e-3, 2e-3]}}}
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"tasks": {"rtee": {}}}, "tasks", "did you mean 'rte'"),
     ({"sede": [1]}, "sede", "did you mean 'seeds'"),
@@ -339,6 +347,20 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"backbone": {"pretrain": {"hidden_size": "x"}}}, "backbone.pretrain.hidden_size", "got 'x'"),
     ({"backbone": {"pretrain": {"num_heads": 3}}}, "backbone.pretrain", "multiple of num_heads 3"),
     ({"data": {"path": str(ROOT)}}, "data.path", "source 'local'"),
+    ({"data": {"evaluate_on": "held_out"}, "report": {"checkpoint": "test"}}, "report.checkpoint", "crossfit"),
+    ({"data": {"source": "hub"}, "report": {"checkpoint": "test"}}, "report.checkpoint", "crossfit"),
+    (
+        {"artefacts": {"table1": {"rows": [*RANKS, {"method": "hadapter", "budgets": [4]}]}}},
+        "artefacts.table1.rows",
+        "the widths [4] and the low-rank methods the ranks [2, 4]",
+    ),
+    ({"grid": GRID, "artefacts": {"only": ["table2"]}}, "grid", "needs `artefacts.table1`"),
+    (
+        {"grid": GRID, "artefacts": {"table1": {"rows": [{"method": "full_ft"}]}}},
+        "grid.methods.lora",
+        "is no row of `artefacts.table1`",
+    ),
+    ({"grid": GRID, "methods": {"lora_1": {"extends": "lora"}}}, "methods.lora_1", "the name of a trial of 'lora'"),
     ({"data": {"source": "local"}}, "data", "path"),
     ({"data": {"source": "local", "path": "/no/such/folder"}}, "data.path", "/no/such/folder"),
     ({"backbone": {"pretrain": None, "path": "/no/such/folder"}}, "backbone.path", "/no/such/folder"),

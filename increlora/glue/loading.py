@@ -144,7 +144,7 @@ def _examples(spec: Task, split: str, rows: Any, limit: int | None) -> Examples:
         raise IncreLoraError(f"data of {spec.name}, split {split}: no examples")
     for column, values in zip(spec.text_columns, texts, strict=True):
         for row, value in enumerate(values):
-            if not isinstance(value, str) or not value.strip():
+            if not isinstance(value, str):  # QQP's training split has two empty questions
                 raise IncreLoraError(
                     f"data of {spec.name}, split {split}, row {row}: {column} is {value!r}, not a text"
                 )

@@ -30,6 +30,8 @@ _LATEX = {
     "×": r"$\times$",
     "Δ": r"$\Delta$",
     "α": r"$\alpha$",
+    "λ": r"$\lambda$",
+    "·": r"$\cdot$",
     "†": r"\textdagger{}",
     "‡": r"\textdaggerdbl{}",
     "§": r"\S{}",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from increlora.errors import ConfigError, unknown
 from increlora.glue.tasks import TASKS
+from increlora.methods.method import RANK
 from increlora.methods.registry import METHODS, validate_options
 from increlora.model import Block, parsed, shortened
 from increlora.study.cells import all_cells, kind_of, method_of, ranks_from
@@ -108,6 +109,13 @@ def _data(study: Study) -> None:
         if data.source == "builtin" and rows is not None and rows > MOST_BUILTIN_ROWS:
             allowed = f"allowed: up to {MOST_BUILTIN_ROWS:,} rows of the built-in corpus"
             raise ConfigError(f"data.{name}", f"got {rows}; {allowed}")
+
+    if study.report.checkpoint == "test" and (data.source != "builtin" or data.evaluate_on != "validation"):
+        raise ConfigError(
+            "report.checkpoint",
+            "'test' needs a test split with labels, which only the built-in corpus has, and with `evaluate_on: "
+            "validation`; allowed here: crossfit, best, last",
+        )
 
 
 def _variant(study: Study, name: str) -> None:
@@ -209,6 +217,23 @@ def _table1(study: Study, table: Table1) -> None:
                 at = "" if budget is None else f" at budget {budget}"
                 raise ConfigError(field, f"{row.method!r} is given more than once{at}")
             seen.add((row.method, budget))
+    _same_levels(study, seen)
+
+
+def _same_levels(study: Study, rows: Iterable[tuple[str, int | None]]) -> None:
+    """The widths of an adapter are compared with the ranks of the low-rank methods in their order."""
+    found: dict[str, set[int]] = {}
+    for method, budget in rows:
+        if budget is not None and (unit := method_of(study, method).budget):
+            found.setdefault(unit.name if unit.is_common else kind_of(study, method), set()).add(budget)
+    ranks = found.pop(RANK.name, set())
+    for kind, widths in found.items():
+        if ranks and len(widths) != len(ranks):
+            raise ConfigError(
+                "artefacts.table1.rows",
+                f"{kind!r} has the widths {sorted(widths)} and the low-rank methods the ranks {sorted(ranks)}; give as "
+                "many of both: the largest is compared with the largest, and so on",
+            )
 
 
 def _shown(study: Study, name: str, block: Block, part: str, allowed: Iterable[str], lacking: str) -> None:

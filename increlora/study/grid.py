@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from increlora.errors import unknown
+from increlora.errors import ConfigError, unknown
 from increlora.model import parsed
 from increlora.study.config import Row, Study, Variant
 from increlora.training.settings import Training
@@ -51,21 +51,26 @@ def with_trials(study: Study) -> Study:
     """The study with its trials as variants, which are all the rows of Table 1 in place of their origins.
 
     Raises:
-        ConfigError: the grid names a variant that is not there, or a value cannot be.
+        ConfigError: the grid names a variant that is not there or is no row of Table 1, a trial has the name of another
+            variant, or a value cannot be.
     """
     if study.grid is None:
         return study
+    table = study.artefacts.chosen.table1
+    if table is None:
+        raise ConfigError("grid", "needs `artefacts.table1`: its trials take the places of the rows there")
     methods = dict(study.methods)
     for origin in study.grid.methods:
         if origin not in study.methods:
             raise unknown("grid.methods", origin, study.methods)
-        methods |= {trial.name: _variant(study, origin, trial.values) for trial in trials(study, origin)}
-    artefacts = study.artefacts
-    if table := artefacts.table1:
-        rows = [
-            Row(method=trial.name, budgets=row.budgets) for row in table.rows for trial in trials(study, row.method)
-        ]
-        artefacts = artefacts.model_copy(update={"table1": table.model_copy(update={"rows": tuple(rows)})})
+        if origin not in {row.method for row in table.rows}:
+            raise ConfigError(f"grid.methods.{origin}", "is no row of `artefacts.table1`, which its trials replace")
+        for trial in trials(study, origin):
+            if trial.name in study.methods:
+                raise ConfigError(f"methods.{trial.name}", f"is the name of a trial of {origin!r}; give it another one")
+            methods[trial.name] = _variant(study, origin, trial.values)
+    rows = [Row(method=trial.name, budgets=row.budgets) for row in table.rows for trial in trials(study, row.method)]
+    artefacts = study.artefacts.model_copy(update={"table1": table.model_copy(update={"rows": tuple(rows)})})
     return study.model_copy(update={"methods": methods, "artefacts": artefacts})
 
 

@@ -14,6 +14,7 @@ from increlora.model import parsed, shortened
 from increlora.study.checks import check_study
 from increlora.study.config import Study
 from increlora.study.grid import with_trials
+from increlora.training.settings import OVERRULED
 
 
 def load_study(*sources: str | Path | Mapping[str, Any]) -> Study:
@@ -22,7 +23,8 @@ def load_study(*sources: str | Path | Mapping[str, Any]) -> Study:
     Raises:
         ConfigError: for the first thing that is wrong, naming the file or field, what was given and what is allowed.
     """
-    study = with_trials(parsed(Study, merge(*(read_config(source) for source in sources)), ""))
+    given = merge(*(read_config(source) for source in sources), overruled=OVERRULED)
+    study = with_trials(parsed(Study, given, ""))
     check_study(study)
     return study
 
@@ -89,13 +91,21 @@ def typed(given: Any) -> Any:
     return value if value is None or isinstance(value, int | float) else given
 
 
-def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Deep merge: mappings are merged key by key, everything else is replaced by the later layer."""
+def merge(*layers: Mapping[str, Any], overruled: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Deep merge: mappings are merged key by key, everything else is replaced by the later layer.
+
+    A later layer with a key of `overruled` drops the key that would overrule it from the layers before.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
+        for weaker, stronger in (overruled or {}).items():
+            if weaker in layer:
+                merged.pop(stronger, None)
         for key, value in layer.items():
             old = merged.get(key)
-            merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+            if isinstance(old, Mapping) and isinstance(value, Mapping):
+                value = merge(old, value, overruled=overruled)
+            merged[key] = value
     return merged
 
 

@@ -12,10 +12,7 @@ from increlora.methods.registry import validate_options
 from increlora.model import parsed
 from increlora.study.cells import Cell, all_cells, kind_of, lineage, ranks_from
 from increlora.study.config import Overrides, Study
-from increlora.training.settings import Backbone, RunSettings, Training
-
-_STRONGER = {"warmup_ratio": "warmup_steps", "epochs": "max_steps"}
-"""Fields of `Training` that are overruled by another one whenever that is set."""
+from increlora.training.settings import OVERRULED, Backbone, RunSettings, Training
 
 
 def all_runs(study: Study) -> list[RunSettings]:
@@ -43,7 +40,7 @@ def run_settings(study: Study, cell: Cell, seed: int) -> RunSettings:
     merged: dict[str, Any] = {}
     for layer in (study.training, study.tasks[cell.task].training, *(layer.training for layer in own)):
         values = layer.model_dump(exclude_unset=True)
-        for weaker, stronger in _STRONGER.items():
+        for weaker, stronger in OVERRULED.items():
             if weaker in values:
                 merged.pop(stronger, None)
         merged.update(values)

@@ -81,14 +81,17 @@ def train(
             record, trained = finish(settings, settings.source_path(records_root), progress=progress)
             if is_first_process():
                 write_record(settings.record_path(records_root), record)
-        except (IncreLoraError, OSError) as error:
-            failed[settings.label] = sentence(error)
-            log.error("%s failed: %s", settings.label, failed[settings.label])
+            if torch.distributed.is_initialized():
+                torch.distributed.barrier()  # the next run may read this record
         except Exception as error:
             if "RANK" in os.environ:  # the other processes of torchrun wait for this one: all have to end
                 raise
-            failed[settings.label] = " ".join(f"{type(error).__name__}: {error}".split())
-            log.exception("%s failed: %s", settings.label, failed[settings.label])
+            if isinstance(error, IncreLoraError | OSError):
+                failed[settings.label] = sentence(error)
+                log.error("%s failed: %s", settings.label, failed[settings.label])
+            else:
+                failed[settings.label] = " ".join(f"{type(error).__name__}: {error}".split())
+                log.exception("%s failed: %s", settings.label, failed[settings.label])
         meter.tick(settings, record, trained)
     return failed
 

@@ -31,6 +31,7 @@ def commit() -> tuple[str | None, bool | None]:
     """
     root = Path(__file__).resolve().parents[2]
     try:
+        _git(root, "ls-files", "--error-unmatch", "increlora/__init__.py")  # not installed inside of another repository
         head = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--", "increlora", "workflow", "config", "Snakefile")
     except (OSError, subprocess.SubprocessError):

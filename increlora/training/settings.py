@@ -45,6 +45,10 @@ class Backbone(Block):
     """Settings of the workflow's own pretraining (`increlora.training.pretrain_settings`); null for the Hub."""
 
 
+OVERRULED = {"warmup_ratio": "warmup_steps", "epochs": "max_steps"}
+"""Fields of `Training`, and for each the one that overrules it when it is set."""
+
+
 class Training(Block):
     """How one run is trained."""
 

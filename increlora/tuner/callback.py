@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, trainer_optimizer
 from transformers.integrations import TensorBoardCallback
 
+from .errors import IncreLoraError
 from .growth import RankAllocator, find_allocators
 from .layer import KINDS, IncreLoraLayer
 from .optimizer import IncreLoraAdamW, RestartedWarmup
@@ -49,7 +50,9 @@ class IncreLoraCallback(TrainerCallback):
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Have the Trainer create IncreLoRA's AdamW where it would create torch's, and any other that is followed."""
         _complete_reference(kwargs["model"])
-        if kwargs.get("optimizer") is not None:
+        if (given := kwargs.get("optimizer")) is not None:
+            for allocator in find_allocators(kwargs["model"]):
+                allocator.follow(given)  # before a checkpoint is loaded into it
             return
         handlers = trainer_optimizer._OPTIMIZER_HANDLERS
         if args.optim in handlers and not isinstance(handlers[args.optim], _Following):
@@ -69,6 +72,12 @@ class IncreLoraCallback(TrainerCallback):
         if isinstance(self._optimizer, IncreLoraAdamW):
             self._optimizer.schedule = RestartedWarmup.of(getattr(scheduler, "scheduler", scheduler), warmup)
         for allocator in self._allocators:
+            if state.global_step and allocator.config.grows and not allocator.follows(self._optimizer):
+                raise IncreLoraError(
+                    f"growth cannot go on: its state was not loaded, because {type(self._optimizer).__name__} was not "
+                    "followed when its checkpoint was. Pass it as Trainer(optimizers=(optimizer, scheduler)), or call "
+                    "find_allocator(model).follow(optimizer) where it is created"
+                )
             allocator.follow(self._optimizer)
             allocator.gradient_accumulation_steps = args.gradient_accumulation_steps
             allocator.regulariser.scaler = scaler

@@ -65,7 +65,7 @@ class IncreLoraConfig(PeftConfig):
     Args:
         target_modules: names or a regular expression of the linear and embedding layers to adapt, as in ``LoraConfig``.
             Prefer a regular expression: the suffix ``output.dense`` also matches ``attention.output.dense``.
-            ``"all-linear"``: every linear layer but poolers and task heads. ``None``: what PEFT's LoRA adapts in this
+            ``"all-linear"``: every linear layer of the backbone but poolers. ``None``: what PEFT's LoRA adapts in this
             architecture, often only query and value; the paper adapts all six matrices.
         exclude_modules: names or a regular expression of modules to leave alone.
         modules_to_save: further modules that are trained in full and saved, e.g. ``["pooler", "classifier"]``.
@@ -308,7 +308,7 @@ class IncreLoraConfig(PeftConfig):
         finally:
             self.rank_pattern, self.scaling_r = own
         card = Path(save_directory, "README.md")
-        if card.is_file() and CARD not in (text := card.read_text(encoding="utf-8")):
+        if ranks is not None and card.is_file() and CARD not in (text := card.read_text(encoding="utf-8")):
             card.write_text(f"{text.rstrip()}\n\n{CARD}", encoding="utf-8")
 
     @classmethod

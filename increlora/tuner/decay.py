@@ -12,6 +12,8 @@ def normalisation_and_bias_names(model: nn.Module) -> set[str]:
     names = set()
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
+            if isinstance(module, nn.ParameterDict):  # the names in it are those of adapters
+                continue
             if "bias" in name or "norm" in type(module).__name__.lower():
                 names.add(f"{prefix}.{name}" if prefix else name)
     return names

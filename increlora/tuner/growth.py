@@ -73,6 +73,7 @@ class RankAllocator:
         self._calls = 0  # of `update_and_allocate` since the last optimizer step
         self._repeated = 0  # optimizer steps in a row with several calls
         self._reached: set[str] = set()
+        self._drawn: dict[IncreLoraLayer, bool] = {}  # whether something is in the reserves filled at the last event
         self._warned: set[str] = set()
         self._checked_equal = False
         self.budget: int | None = None
@@ -191,7 +192,7 @@ class RankAllocator:
         With that, a saved adapter and the optimizer are a complete checkpoint. `create_optimizer` and the callback do
         it; call it for an optimizer of your own.
         """
-        if any(reference() is optimizer for reference in self._optimizers):
+        if self.follows(optimizer):
             return
         self._optimizers.append(weakref.ref(optimizer))
         self._calls = self._repeated = 0
@@ -200,6 +201,10 @@ class RankAllocator:
         optimizer.register_step_pre_hook(lambda *_: self._begin_update())
         if self._length is not None:
             self._say_what_is_inexact()
+
+    def follows(self, optimizer: Optimizer) -> bool:
+        """Whether `follow` has been called for it."""
+        return any(reference() is optimizer for reference in self._optimizers)
 
     @property
     def _key(self) -> str:
@@ -255,6 +260,7 @@ class RankAllocator:
         if world_size() > 1 and not self._checked_equal:
             check_equal(self.adapter, list(self.layers.values()))
             self._checked_equal = True
+        self._check_survived()
         if self.schedule.is_scored(global_step):
             self._score(counts=global_step > 1 or self.config.score_first_step)
         if global_step == 1 and self.config.reserve_from == "first_step":
@@ -266,6 +272,11 @@ class RankAllocator:
 
     def watch(self, layer: IncreLoraLayer) -> None:
         """Make sure that the regulariser reaches a layer; called in every training forward pass."""
+        if layer not in self._names:
+            raise IncreLoraError(
+                "a copy of the adapter's layers is trained, as nn.DataParallel makes one, which the Trainer uses on "
+                "several GPUs: start with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES=0"
+            )
         self.regulariser.watch(self._names[layer], layer)
         if self.config.score == "taylor":
             self._lambda_gradients.watch(self._names[layer])
@@ -275,7 +286,7 @@ class RankAllocator:
 
     def restore(self, step: int) -> None:
         """Go on from the ranks and scores that a layer has been given, after optimizer step ``step``."""
-        self.step, self._stepped, self._calls = step, False, 0
+        self.step, self._stepped, self._calls, self._drawn = step, False, 0, {}
         self.regulariser.next_step()
         self._arm()
 
@@ -300,6 +311,7 @@ class RankAllocator:
         Raises:
             IncreLoraError: the loaded adapter has other ranks than the state.
         """
+        self._drawn = {}
         for name, saved in state.items():
             layer = self.layers[name]
             if layer.rank(self.adapter) != saved["rank"]:
@@ -319,6 +331,7 @@ class RankAllocator:
 
     def resume_from_ranks(self) -> None:
         """Go on from ranks that were loaded without the state of growth; keep the events that led there."""
+        self._drawn = {}
         for layer in self.layers.values():
             part = layer.components[self.adapter]
             while part.gains and part.initial + sum(ranks for _, ranks in part.gains) > part.rank:
@@ -456,9 +469,24 @@ class RankAllocator:
             if needed > layer.capacity(self.adapter):
                 self._enlarge(name, layer, needed)
             layer.grow(self.adapter, ranks, self.step)
+        self._drawn = {self.layers[name]: self._has_reserve(self.layers[name]) for name in grown}
         logger.debug("step %d: %d of %d %s, grown %s", self.step, self.total, self.budget, self.config.unit, grown)
         self._finish_if_full()
         return grown
+
+    def _check_survived(self) -> None:
+        """What was drawn at an event must still be there after the optimizer's step."""
+        drawn, self._drawn = self._drawn, {}
+        if any(there and not self._has_reserve(layer) for layer, there in drawn.items()):
+            raise IncreLoraError(
+                "the optimizer has overwritten what was drawn at the last event, as one does that keeps a copy of the "
+                "weights (DeepSpeed, float32 masters): use one that updates the parameters themselves, or find the "
+                "ranks with find_ranks and train the LoraConfig that it returns"
+            )
+
+    def _has_reserve(self, layer: IncreLoraLayer) -> bool:
+        part = layer.components[self.adapter]
+        return bool(layer.increlora_A[self.adapter].detach()[part.rank : part.used].any())
 
     def _finish_if_full(self, *, fresh: bool = False) -> None:
         """Close growth if there is nothing left to grow; the storage of a ``fresh`` adapter is held by nobody yet."""
@@ -502,6 +530,11 @@ class RankAllocator:
         if world_size() > 1 or not self._followed():
             return False
         parameters = [tensor for layer in self.layers.values() for tensor in layer.tensors(self.adapter).values()]
+        held = {
+            id(one) for optimizer in self._followed() for group in optimizer.param_groups for one in group["params"]
+        }
+        if any(parameter.requires_grad and id(parameter) not in held for parameter in parameters):
+            return False  # an optimizer that has copies of them
         return all(can_resize(one, parameter) for one in self._followed() for parameter in parameters)
 
     def _enlarge(self, name: str, layer: IncreLoraLayer, needed: int) -> None:
@@ -536,6 +569,11 @@ class RankAllocator:
         if trains and self.config.lambda_lr_ratio != 1:
             lost.append("lambda_lr_ratio has no effect")
         for optimizer in self._followed():
+            if "ScheduleFree" in type(optimizer).__name__ and not self.finished:
+                self._say(
+                    f"{type(optimizer).__name__} trains an average of weights, in which components drawn at an event "
+                    "begin near zero: use another optimizer while ranks grow"
+                )
             if lost and not isinstance(optimizer, IncreLoraAdamW):
                 self._say(
                     f"{type(optimizer).__name__} keeps one step count and one learning rate per tensor: "

@@ -148,7 +148,7 @@ class IncreLoraLayer(BaseTunerLayer):
 
     def update_layer(self, adapter: str, rank: int, config: IncreLoraConfig) -> None:
         """Create the adapter: a and b from N(0, init_std^2), lambda 0, so that the initial update is 0."""
-        seed = int(torch.randint(2**31, ()).item())
+        seed = int(torch.randint(2**31, (), device="cpu").item())
         reserve = config.ranks_per_event if config.grows and config.reserve_from == "init" else 0
         self.components[adapter] = Components(rank, reserve, config, seed, initial=rank, growing=config.grows)
         capacity = self._room(adapter)
@@ -242,10 +242,11 @@ class IncreLoraLayer(BaseTunerLayer):
         components = self.components[adapter]
         a, b = self.increlora_A[adapter], self.increlora_B[adapter]
         for row in range(start, stop):
-            generator = torch.Generator().manual_seed(components.seed * 65_537 + row)
+            generator = torch.Generator("cpu").manual_seed(components.seed * 65_537 + row)
             for target, width in ((a[row], self.in_features), (b[:, row], self.out_features)):
                 if target.device.type != "meta":
-                    target.copy_(torch.randn(width, generator=generator) * components.config.init_std)
+                    row_values = torch.randn(width, generator=generator, device="cpu", dtype=torch.float32)
+                    target.copy_(row_values * components.config.init_std)
 
     def set_borders(self, adapter: str) -> None:
         """Recompute the vectors that say which rows are active and which in reserve."""

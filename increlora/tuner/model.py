@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +28,8 @@ from .layer import KINDS, IncreLoraEmbedding, IncreLoraLayer, IncreLoraLinear, f
 from .regulariser import Deviation
 
 HEADS = {*SEQ_CLS_HEAD_NAMES, "classification_head", "pre_classifier", "pooler", "qa_outputs", "lm_head"}
-"""Names of modules that are part of a task head: ``target_modules="all-linear"`` passes over what is in them."""
+"""Names of modules that are part of a task head: ``target_modules="all-linear"`` passes over what is in them, and over
+what is outside of a Transformers model's backbone."""
 
 
 class IncreLoraModel(BaseTuner):
@@ -39,6 +40,7 @@ class IncreLoraModel(BaseTuner):
     target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     peft_config: dict[str, Any]
     _found: list[IncreLoraLayer] | None = None
+    _names: dict[nn.Module, list[str]] | None = None
 
     # ---------------------------------------------------------------- injection
 
@@ -58,6 +60,7 @@ class IncreLoraModel(BaseTuner):
         if state_dict is None:
             self._check_targets(self.peft_config[adapter_name], model)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        self._names = None
         if any(adapter_name in layer.components for layer in self._layers()):
             RankAllocator(self.model, adapter_name)
 
@@ -67,7 +70,12 @@ class IncreLoraModel(BaseTuner):
         self._prepare_adapter_config(config, self.get_model_config(model))
         _maybe_include_all_linear_layers(config, model)
         if all_linear:
-            config.target_modules = {n for n in config.target_modules or () if not HEADS & set(n.split("."))}  # type: ignore[assignment]
+            prefix = _backbone_prefix(model)
+            config.target_modules = {  # type: ignore[assignment]
+                name
+                for name in config.target_modules or ()
+                if name.startswith(prefix) and not HEADS & set(name.split("."))
+            }
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, IncreLoraLayer))
         shapes = {}
         for name, module in model.named_modules():
@@ -154,9 +162,26 @@ class IncreLoraModel(BaseTuner):
         It also copies ``weight`` when it unloads ``modules_to_save``, which a pooler of several layers does not have.
         """
         self._found = None
-        for name, module in list(self.model.named_modules(remove_duplicate=False)):
-            if module is child:
-                self.model.set_submodule(name, new_module)
+        for name in self._places(child):
+            self.model.set_submodule(name, new_module)
+
+    def _places(self, wanted: nn.Module) -> list[str]:
+        """All names of a module. One walk finds those of all, as there may be thousands to replace."""
+        for _ in range(2):
+            if self._names is not None:
+                found = [name for name in self._names.get(wanted, ()) if self._at(name) is wanted]
+                if found:
+                    return found
+            self._names = defaultdict(list)
+            for name, module in self.model.named_modules(remove_duplicate=False):
+                self._names[module].append(name)
+        return []
+
+    def _at(self, name: str) -> nn.Module | None:
+        try:
+            return self.model.get_submodule(name)
+        except AttributeError:  # what holds it has been replaced
+            return None
 
     def _layers(self) -> list[IncreLoraLayer]:
         """All of them, looked for once: a walk through the model in every step is felt on a GPU's host."""
@@ -277,6 +302,13 @@ class IncreLoraModel(BaseTuner):
     def orthogonality(self, adapter: str | None = None, *, reserve: bool = True) -> Deviation:
         """See `RankAllocator.orthogonality`."""
         return find_allocator(self.model, adapter).orthogonality(reserve=reserve)
+
+
+def _backbone_prefix(model: nn.Module) -> str:
+    """How names in a Transformers model's backbone begin, heads being outside of it; empty where it has none."""
+    backbone = getattr(model, "base_model", model)
+    name = getattr(model, "base_model_prefix", "")
+    return f"{name}." if backbone is not model and name and getattr(model, name, None) is backbone else ""
 
 
 def _pass_adapter_names(module: nn.Module, args: Any, kwargs: dict[str, Any], names: list[str]) -> tuple[Any, Any]:

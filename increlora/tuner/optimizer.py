@@ -49,8 +49,15 @@ class RestartedWarmup:
 
     @classmethod
     def of(cls, scheduler: Any, warmup_steps: int) -> RestartedWarmup:
-        """The rule for a scheduler of torch or Transformers; only a ``LambdaLR`` tells its curve."""
-        return cls(warmup_steps, scheduler.lr_lambdas[0] if isinstance(scheduler, LambdaLR) else None)
+        """The rule for a scheduler of torch or Transformers; only a ``LambdaLR`` tells its curve.
+
+        Where it has a curve for every group, that of the first group of adapter tensors.
+        """
+        if not isinstance(scheduler, LambdaLR):
+            return cls(warmup_steps)
+        groups = scheduler.optimizer.param_groups
+        adapted = [index for index, group in enumerate(groups) if group.get("components")]
+        return cls(warmup_steps, scheduler.lr_lambdas[adapted[0] if adapted else 0])
 
     def __call__(self, step: int, birth: int) -> float:
         """Factor after ``step`` updates: of the peak rate, or without a curve of the current one."""
@@ -97,7 +104,7 @@ class _Rows:
 
     def __init__(self, states: list[dict[str, Any]], members: list[_AdapterTensor]):
         self.sizes = [len(state["step"]) for state in states]
-        self.starts = torch.tensor([0, *self.sizes[:-1]]).cumsum(0).clamp_max(max(0, sum(self.sizes) - 1))
+        self.starts = torch.tensor([0, *self.sizes[:-1]], device="cpu").cumsum(0).clamp_max(max(0, sum(self.sizes) - 1))
         self._counts: list[int] = []
         self.same_age: list[bool] = []  # of each tensor: whether those that `first` last counted were born together
         self.steps = torch.cat([state["step"] for state in states])
@@ -106,14 +113,17 @@ class _Rows:
             states, self.steps.split(self.sizes), self.births.split(self.sizes), strict=True
         ):
             state["step"], state["birth"] = steps, births
-        restarted = [torch.full((size,), member.restarts()) for member, size in zip(members, self.sizes, strict=True)]
-        self.late, self.which = (self.births * torch.cat(restarted)).unique(return_inverse=True)
+        restarts = torch.tensor([member.restarts() for member in members], dtype=torch.bool, device="cpu")
+        restarted = restarts.repeat_interleave(torch.tensor(self.sizes, device="cpu"))
+        self.late, self.which = (self.births * restarted).unique(return_inverse=True)
 
     def first(self, counts: list[int]) -> Tensor:
         """Which entries are among the first so many of their tensor (components,)."""
         if counts != self._counts:
             self._counts = counts
-            self._mask = torch.cat([torch.arange(size) < n for size, n in zip(self.sizes, counts, strict=True)])
+            self._mask = torch.cat(
+                [torch.arange(size, device="cpu") < n for size, n in zip(self.sizes, counts, strict=True)]
+            )
             births = [births[:n] for births, n in zip(self.births.split(self.sizes), counts, strict=True)]
             self.same_age = [len(one) > 0 and bool((one == one[0]).all()) for one in births]
         return self._mask
@@ -126,7 +136,7 @@ class _Rows:
             full * schedule(group["updates"], birth) if schedule is not None and birth else current
             for birth in self.late.tolist()
         ]
-        return torch.tensor(rates, dtype=torch.float64)[self.which]
+        return torch.tensor(rates, dtype=torch.float64, device="cpu")[self.which]
 
 
 class IncreLoraAdamW(torch.optim.AdamW):
@@ -263,7 +273,7 @@ class IncreLoraAdamW(torch.optim.AdamW):
             # one per component: tensors of one shape are stacked, else a GPU has several kernels for each of them
             kind, shape = like
             dim = KINDS[kind]
-            entries = rows.starts[chosen].unsqueeze(1) + torch.arange(shape[dim])
+            entries = rows.starts[chosen].unsqueeze(1) + torch.arange(shape[dim], device="cpu")
             broadcast = [len(chosen), *(length if i == dim else 1 for i, length in enumerate(shape))]
             size, root, decay = table[:, entries].to(device, dtype).view(3, *broadcast).unbind()
             value, gradient, average, square = map(torch.stack, (values, gradients, averages, squares))
@@ -318,12 +328,21 @@ class IncreLoraAdamW(torch.optim.AdamW):
         if "exp_avg" not in state:  # as with torch's AdamW, the model may have moved to another device until now
             size = parameter.shape[KINDS[self._components[parameter].kind]]
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            state["step"], state["birth"] = torch.zeros(size), torch.zeros(size, dtype=torch.int64)
+            state["step"] = torch.zeros(size, dtype=torch.float32, device="cpu")
+            state["birth"] = torch.zeros(size, dtype=torch.int64, device="cpu")
             state["rows"] = self._first[parameter]
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the moments and the state of growth; the model's active components are loaded with the adapter."""
+        """Restore the moments and the state of growth; the model's active components are loaded with the adapter.
+
+        Raises:
+            IncreLoraError: the state dict is that of another kind of optimizer.
+        """
+        if not all("components" in group for group in state_dict["param_groups"]):
+            raise IncreLoraError(
+                "the state dict is not that of an IncreLoraAdamW: load it into an optimizer of its kind"
+            )
         super().load_state_dict(state_dict)
         self._rows.clear()
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]

@@ -126,6 +126,7 @@ def _restore(
         parameter.grad = gradient
     with torch.no_grad():
         for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+            if name in buffers:  # not one that the forward pass has made
+                buffer.copy_(buffers[name])
     if hasattr(model, "peft_config"):
         del model.peft_config

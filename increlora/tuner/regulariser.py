@@ -228,11 +228,12 @@ class Regulariser:
         if gradient is not None:
             if gradient.shape != target.shape:  # storage has spare rows
                 target = target.narrow(*((0, 0, gradient.shape[0]) if key[1] == "A" else (1, 0, gradient.shape[1])))
-            target.add_(gradient, alpha=self.weight * self.loss_scale())
+            target.add_(gradient, alpha=self._factor)
 
     def _compute(self) -> None:
         """The gradients of all matrices, for the hooks of this step to hand out, as they are stored."""
         self.on_step()
+        self._factor = self.weight * self.loss_scale()  # asked once a step: a GPU's scaler has it on the device
         groups = list(stacks(self.layers, self.adapter)) if self.weight else []
         gradients = orthogonality_gradients(groups, self.kind)
         for name, layer in self.layers.items():

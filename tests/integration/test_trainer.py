@@ -89,18 +89,23 @@ def test_optimizer_of_the_user_trains_and_resumes(name: str, folder: Path, tmp_p
 
 
 def test_optimizer_object_of_the_user_trains(folder: Path, tmp_path: Path) -> None:
-    model = adapted(llama(folder))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    run = hf.Trainer(
-        model=model,
-        args=training_arguments(tmp_path, save_strategy="no"),
-        train_dataset=dataset(),
-        callbacks=[IncreLoraCallback()],
-        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 4))),
-    )
-    run.train()
-    assert run.optimizer.optimizer is optimizer
-    assert grown(model)
+    def run(model: torch.nn.Module, resume: str | None = None) -> None:
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        run = hf.Trainer(
+            model=model,
+            args=training_arguments(tmp_path),
+            train_dataset=dataset(),
+            callbacks=[IncreLoraCallback()],
+            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 4))),
+        )
+        run.train(resume_from_checkpoint=resume)
+        assert run.optimizer.optimizer is optimizer
+        assert grown(model)
+
+    whole, resumed = adapted(llama(folder)), adapted(llama(folder), seed=9)
+    run(whole)
+    run(resumed, str(tmp_path / f"checkpoint-{MIDDLE}"))
+    assert_equal_adapters(resumed, whole)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -70,6 +70,13 @@ def test_ranks_add_up_and_the_model_is_as_before(case: str) -> None:
     assert all(rank % 2 == 0 for rank in ranks) and max(ranks) <= 6 and len(set(ranks)) > 1
 
 
+def test_a_buffer_that_the_forward_pass_makes_is_no_obstacle() -> None:
+    base, batches, config, _ = CASES["classifier"]
+    model = base()
+    model.deberta.register_forward_hook(lambda module, *_: module.register_buffer("seen", torch.ones(1)))
+    assert find_ranks(model, batches, budget=2, steps=12, events=3, **config).rank_pattern
+
+
 def test_the_same_seed_finds_the_same_ranks() -> None:
     base, batches, config, _ = CASES["classifier"]
     one, other = (find_ranks(base(), batches, budget=2, steps=12, events=3, **config) for _ in range(2))

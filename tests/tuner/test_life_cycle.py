@@ -15,9 +15,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForSequenceClassification, TrainerCallback, trainer_optimizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    trainer_optimizer,
+)
 
 from increlora import (
     IncreLoraAdamW,
@@ -310,9 +317,9 @@ class Sentences(torch.utils.data.Dataset):
         return {name: tensor[0] for name, tensor in tokens(index, rows=1).items()}
 
 
-def trainer(model: nn.Module, out: Path, **changes: Any) -> Any:
-    from transformers import Trainer, TrainingArguments
-
+def trainer(
+    model: nn.Module, out: Path, kind: type[Trainer] = Trainer, optimizers: Any = (None, None), **changes: Any
+) -> Any:
     fields = {
         "per_device_train_batch_size": 8,
         "num_train_epochs": 3,
@@ -327,7 +334,8 @@ def trainer(model: nn.Module, out: Path, **changes: Any) -> Any:
         "use_cpu": True,
     }
     arguments = TrainingArguments(output_dir=str(out), **{**fields, **changes})
-    return Trainer(model=model, args=arguments, train_dataset=Sentences(), callbacks=[IncreLoraCallback()])
+    given = {"model": model, "args": arguments, "train_dataset": Sentences(), "optimizers": optimizers}
+    return kind(callbacks=[IncreLoraCallback()], **given)
 
 
 def test_trainer_needs_one_callback_and_resumes_bit_for_bit(tmp_path: Path) -> None:
@@ -767,6 +775,133 @@ def test_all_linear_passes_over_poolers_and_heads() -> None:
         assert not any("pooler" in name or "classifier" in name for name in model.rank_distribution())
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "prefix"),
+    [
+        (
+            "ModernBertForSequenceClassification",
+            {"intermediate_size": 48, "pad_token_id": 0, "cls_token_id": 1},
+            "model.",
+        ),
+        ("XLNetForSequenceClassification", {"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 64}, "transformer."),
+        ("BertForMaskedLM", {"intermediate_size": 64}, "bert."),
+        ("BertModel", {"intermediate_size": 64}, "encoder."),
+    ],
+)
+def test_all_linear_stays_inside_the_backbone(kind: str, changes: dict[str, Any], prefix: str) -> None:
+    """Whatever the parts of the head are called."""
+    sizes = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model_class = getattr(transformers, kind)
+    base = model_class(
+        model_class.config_class(**{**({} if "d_model" in changes else sizes), "vocab_size": 100, **changes})
+    )
+    names = get_peft_model(base, IncreLoraConfig(target_modules="all-linear")).rank_distribution()
+    assert names
+    assert all(name.startswith(prefix) for name in names)
+
+
+def test_modules_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each that is replaced: there may be thousands."""
+    walks = []
+    walk = nn.Module.named_modules
+
+    def counted(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        walks.append(kwargs.get("remove_duplicate"))
+        return walk(self, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "named_modules", counted)
+    counts = []
+    for layers in (1, 4):
+        model = get_peft_model(deberta(num_hidden_layers=layers), adapter(modules_to_save=None, task_type=None))
+        model.unload()
+        counts.append(walks.count(False))
+        walks.clear()
+    assert counts[0] == counts[1]
+
+
+def test_an_adapter_is_created_under_any_default_device() -> None:
+    with torch.device("meta"):
+        model = get_peft_model(deberta(), adapter())
+    assert all(parameter.is_meta for name, parameter in model.named_parameters() if "increlora_" in name)
+
+
+def test_a_copy_by_data_parallel_is_refused(model: PeftModel) -> None:
+    layer = next(iter(find_allocator(model).layers.values()))
+    model.train()
+    with pytest.raises(IncreLoraError, match=r"nn\.DataParallel.*torchrun"):
+        layer._replicate_for_data_parallel()(torch.zeros(1, 32))
+
+
+class WithMasters(torch.optim.AdamW):
+    """Keeps its own copy of the weights, as mixed-precision optimizers do."""
+
+    def __init__(self, model: nn.Module):
+        self.held = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        super().__init__([nn.Parameter(parameter.detach().clone()) for parameter in self.held], lr=1e-3)
+
+    def step(self, closure: Any = None) -> None:
+        masters = self.param_groups[0]["params"]
+        for master, parameter in zip(masters, self.held, strict=True):
+            master.grad, parameter.grad = parameter.grad, None
+        super().step()
+        with torch.no_grad():
+            for master, parameter in zip(masters, self.held, strict=True):
+                parameter.copy_(master)
+
+
+@pytest.mark.filterwarnings("ignore:WithMasters keeps one step count")
+def test_an_optimizer_that_undoes_growth_is_refused(model: PeftModel) -> None:
+    """It would write its zeros over the components that are drawn at an event, and they would never train."""
+    optimizer, allocator = WithMasters(model), find_allocator(model)
+    allocator.follow(optimizer)
+    allocator.set_total_steps(STEPS, warmup_steps=4)
+    scheduler = SimpleNamespace(step=lambda: None)
+    train(model, optimizer, scheduler, range(1, 5))
+    assert not allocator._can_resize()
+    with pytest.raises(IncreLoraError, match=r"keeps a copy of the weights.*find_ranks"):
+        train(model, optimizer, scheduler, range(5, 6))
+
+
+def test_schedule_free_optimizers_are_warned_of(model: PeftModel) -> None:
+    class AdamWScheduleFree(torch.optim.AdamW):
+        pass
+
+    optimizer = AdamWScheduleFree(model.parameters())
+    find_allocator(model).follow(optimizer)
+    with pytest.warns(UserWarning, match="AdamWScheduleFree trains an average of weights"):
+        find_allocator(model).set_total_steps(STEPS, warmup_steps=4)
+
+
+def test_no_card_is_written_beside_a_config_alone(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# Mine\n")
+    adapter().save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+
+
+@pytest.mark.filterwarnings("ignore:AdamW keeps one step count")
+def test_a_trainer_goes_on_with_an_optimizer_that_it_was_given(tmp_path: Path) -> None:
+    """What trains is followed before its checkpoint is loaded, or the training does not go on."""
+
+    def given(model: PeftModel) -> Any:
+        optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+
+    class Overridden(Trainer):
+        def create_optimizer(self, *_: Any) -> Any:
+            self.optimizer = given(self.model)[0]
+            return self.optimizer
+
+    whole, resumed, late = (get_peft_model(deberta(), adapter(lora_dropout=0.0)) for _ in range(3))
+    trainer(whole, tmp_path, optimizers=given(whole), save_strategy="steps", save_steps=10).train()
+    checkpoint = str(tmp_path / "checkpoint-10")
+    trainer(resumed, tmp_path, optimizers=given(resumed), save_strategy="no").train(resume_from_checkpoint=checkpoint)
+    assert resumed.growth_events() == whole.growth_events()
+    for one, other in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(IncreLoraError, match=r"its state was not loaded.*find_allocator\(model\)\.follow"):
+        trainer(late, tmp_path, kind=Overridden, save_strategy="no").train(resume_from_checkpoint=checkpoint)
+
+
 def test_a_head_may_be_adapted_but_not_twice() -> None:
     config = adapter(target_modules=r".*(query_proj|pooler\.dense)", modules_to_save=None, task_type=None)
     with pytest.warns(UserWarning, match=r"pooler\.dense of the task head"):
@@ -845,7 +980,8 @@ def test_import_registers_and_stays_light(model: PeftModel, tmp_path: Path) -> N
     model.save_pretrained(tmp_path)
     assert "import increlora" in (tmp_path / "README.md").read_text()
     script = (
-        "import sys, increlora; assert 'peft' not in sys.modules and 'torch' not in sys.modules; import peft; "
+        "import sys, importlib.util, increlora; assert 'peft' not in sys.modules and 'torch' not in sys.modules; "
+        "assert importlib.util.find_spec('peft'), 'as Transformers asks'; import peft; "
         "assert type(peft.PeftConfig.from_pretrained(sys.argv[1])).__name__ == 'IncreLoraConfig'"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)

@@ -10,7 +10,9 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from increlora import IncreLoraAdamW, IncreLoraConfig, RestartedWarmup, create_optimizer
+from increlora import IncreLoraAdamW, IncreLoraConfig, RestartedWarmup, create_optimizer, find_allocator
+from increlora.errors import IncreLoraError
+from increlora.tuner.decay import normalisation_and_bias_names
 from increlora.tuner.optimizer import _AdapterTensor
 from tests.tuner.conftest import adapter, deberta, train
 
@@ -155,6 +157,66 @@ def test_youngest_rate_is_that_of_the_adapter_beside_other_parameters() -> None:
             rates[name].append(optimizer.youngest_lr)
     assert rates["beside"] == rates["alone"]
     assert len(set(rates["alone"])) > 3
+
+
+def test_late_births_follow_the_curve_of_the_group_of_adapter_tensors() -> None:
+    model = get_peft_model(deberta(), adapter())
+    named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    groups = [{"params": [one for name, one in named if ("increlora_" in name) is inside]} for inside in (False, True)]
+    optimizer = IncreLoraAdamW(groups, lr=1e-2, adapted=model)
+    assert len(optimizer.param_groups) == 2
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 1.0, lambda step: 1 - step / 40])
+    optimizer.schedule = RestartedWarmup.of(scheduler, 2)
+    model.set_total_steps(40, 2)
+    train(model, optimizer, scheduler, range(1, 36))
+    warm = model.growth_events()[-1]["step"] + 2
+    assert optimizer.youngest_lr == pytest.approx(1e-2 * (1 - 34 / 40) / (1 - warm / 40))
+
+
+def test_steps_are_counted_under_any_default_dtype() -> None:
+    """bfloat16 cannot count beyond 256."""
+    model = fixed()
+    optimizer = IncreLoraAdamW(model, lr=1e-2)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        for _ in range(300):
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+            optimizer.step()
+    finally:
+        torch.set_default_dtype(before)
+    assert {float(count) for state in optimizer.state.values() for count in state["step"].flatten()} == {300.0}
+
+
+def test_the_state_of_another_optimizer_is_refused() -> None:
+    model = fixed()
+    state = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad]).state_dict()
+    with pytest.raises(IncreLoraError, match="not that of an IncreLoraAdamW"):
+        IncreLoraAdamW(model).load_state_dict(state)
+
+
+def test_biases_do_not_decay_and_an_adapter_of_any_name_does() -> None:
+    model = get_peft_model(deberta(), adapter(), adapter_name="debiased")
+    exempt = normalisation_and_bias_names(model)
+    assert not any("increlora_" in name for name in exempt)
+    assert any(name.endswith("bias") for name in exempt)
+
+
+def test_a_scaler_is_asked_once_a_step() -> None:
+    """A GPU has its number on the device."""
+
+    class Scaler:
+        asked = 0
+
+        def get_scale(self) -> float:
+            self.asked += 1
+            return 1.0
+
+    model = get_peft_model(deberta(), adapter(deltaT=20))
+    optimizer, scheduler = create_optimizer(model, lr=1e-3, total_steps=80, scaler=Scaler())  # type: ignore[arg-type]
+    train(model, optimizer, scheduler, range(1, 2))
+    assert find_allocator(model).regulariser.scaler.asked <= 2
 
 
 def test_late_births_warm_up_to_the_rate_of_a_schedule_whose_curve_is_unknown() -> None:

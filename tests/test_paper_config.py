@@ -41,3 +41,11 @@ def test_every_cell_has_the_published_values(row: dict[str, str]) -> None:
         assert float(given[field]) == DEVIATIONS.get((*key, field), float(value)), field
     assert settings.training.batch_size == 32
     assert (settings.options["beta1"], settings.options["beta2"]) == (0.85, 0.85)
+
+
+def test_lora_has_no_rate_that_it_cannot_learn_at() -> None:
+    """On an encoder of this shape it learns nothing at 2.4e-3 with alpha 16, and less than at 3e-4 at all above 6e-4."""
+    study = load_study(ROOT / "config/paper.yaml")
+    runs = [run_settings(study, cell, study.seeds[0]) for cell in all_cells(study) if cell.variant == "lora"]
+    assert {cell.budget for cell in all_cells(study) if cell.variant == "lora"} == {2, 4, 8, 12, 16, 24}
+    assert all(run.training.learning_rate * run.options["lora_alpha"] <= 6e-4 * 16 for run in runs)

@@ -33,9 +33,10 @@ MPNET = ROOT / "config/mpnet.yaml"
 MPNET_SELECTION = (MPNET, ROOT / "config/overlays/mpnet_selection.yaml")
 MINILM_BUDGETS = (MINILM, ROOT / "config/overlays/minilm_budgets.yaml")
 MPNET_AUTHORS = (MPNET, ROOT / "config/overlays/mpnet_authors.yaml")
+PAPER_SELECTION = (ROOT / "config/paper.yaml", ROOT / "config/overlays/paper_selection.yaml")
 SHIPPED = [
     *((path,) for path in (ROOT / "config").glob("*.yaml") if path.stem != "local"),
-    *(SELECTION, SETTINGS, MINILM_SELECTION, MINILM_BUDGETS, MPNET_SELECTION, MPNET_AUTHORS),
+    *(SELECTION, SETTINGS, MINILM_SELECTION, MINILM_BUDGETS, MPNET_SELECTION, MPNET_AUTHORS, PAPER_SELECTION),
 ]
 STUDIES = {load_study(*files).study: files for files in SHIPPED}
 COMMITTED = sorted(path.name for path in RECORDS.glob("*") if path.is_dir())

@@ -622,6 +622,12 @@ def test_whatever_is_shown_has_a_caption_in_the_report(config: str) -> None:
 # ---------------------------------------------------------------- figures
 
 
+def test_variants_of_one_method_differ_in_colour_and_marker() -> None:
+    variants = ("lora", "increlora", "increlora_raw", "increlora_orth", "increlora_orth_advance")
+    looks = figures._looks(load_study(ROOT / "config/smoke.yaml"), variants).values()
+    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(variants)
+
+
 def test_figures_come_with_their_numbers(study: Study, built: list[Path], out: Path) -> None:
     names = map(Path, (*jobs.tables(study).values(), *jobs.figures(study).values()))
     assert {path.stem for path in built} == {name.name for name in names} | {"fake_runs"}

@@ -626,7 +626,8 @@ def _no_records(ax: Axes) -> None:
 
 def _looks(study: Study, variants: Iterable[str]) -> dict[str, Look]:
     """Colour and marker of some variants: those of their methods, or others where a method occurs again."""
-    others = [Look(colour, marker) for marker in "*hd>" for colour in (PURPLE, ORANGE, SKY, BLACK)]
+    colours, markers = (PURPLE, ORANGE, SKY, BLACK), "*hd>"
+    others = [Look(colour, markers[(i + turn) % 4]) for turn in range(4) for i, colour in enumerate(colours)]
     chosen: dict[str, Look] = {}
     for variant in variants:
         own = method_of(study, variant).look

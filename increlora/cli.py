@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "increlora":
+        if error.name is None or error.name.partition(".")[0] == "increlora":
             raise
         needed = f"this needs {error.name}, one of the study's packages"
         print(f"error: {needed}: pip install -e '.[study]'", file=sys.stderr)

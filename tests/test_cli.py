@@ -96,6 +96,16 @@ def test_under_torchrun_a_failing_process_ends(
     assert train(tmp_path, "svd_shuffled")[0] == 2, "at once, where a single process would go on to the next seed"
 
 
+def test_under_torchrun_ranks_may_come_from_the_store(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process writes the record of a run that is restored, and may be slower."""
+    for path in train(tmp_path, "increlora")[1]:
+        path.unlink()
+    monkeypatch.setenv("RANK", "1")
+    assert train(tmp_path, "svd_shuffled")[0] == 0
+
+
 def test_under_torchrun_the_others_wait_for_a_record(
     trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

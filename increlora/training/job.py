@@ -110,6 +110,11 @@ def source_ranks(settings: RunSettings, path: str | Path | None) -> dict[str, in
         return None
     if path is None:
         raise ConfigError("ranks_from", f"{settings.label} needs the record of a {settings.ranks_from.method!r} run")
+    if not Path(path).exists() and settings.ranks_source is not None:
+        stored = Store().path(
+            settings.ranks_source
+        )  # under torchrun the first process may not have written the record yet
+        path = stored if stored.exists() else path
     try:
         record = read_record(path)
     except RecordError as error:

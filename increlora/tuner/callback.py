@@ -72,7 +72,10 @@ class IncreLoraCallback(TrainerCallback):
         if isinstance(self._optimizer, IncreLoraAdamW):
             self._optimizer.schedule = RestartedWarmup.of(getattr(scheduler, "scheduler", scheduler), warmup)
         for allocator in self._allocators:
-            if state.global_step and allocator.config.grows and not allocator.follows(self._optimizer):
+            lost = not allocator.follows(self._optimizer) or (
+                self._optimizer.state and allocator.step != state.global_step
+            )
+            if state.global_step and not allocator.finished and lost:
                 raise IncreLoraError(
                     f"growth cannot go on: its state was not loaded, because {type(self._optimizer).__name__} was not "
                     "followed when its checkpoint was. Pass it as Trainer(optimizers=(optimizer, scheduler)), or call "

@@ -481,7 +481,8 @@ class RankAllocator:
             raise IncreLoraError(
                 "the optimizer has overwritten what was drawn at the last event, as one does that keeps a copy of the "
                 "weights (DeepSpeed, float32 masters): use one that updates the parameters themselves, or find the "
-                "ranks with find_ranks and train the LoraConfig that it returns"
+                "ranks with find_ranks and train the LoraConfig that it returns. (Or weights were loaded without their "
+                "state of growth.)"
             )
 
     def _has_reserve(self, layer: IncreLoraLayer) -> bool:
@@ -533,7 +534,7 @@ class RankAllocator:
         held = {
             id(one) for optimizer in self._followed() for group in optimizer.param_groups for one in group["params"]
         }
-        if any(parameter.requires_grad and id(parameter) not in held for parameter in parameters):
+        if not any(id(parameter) in held for parameter in parameters):
             return False  # an optimizer that has copies of them
         return all(can_resize(one, parameter) for one in self._followed() for parameter in parameters)
 

@@ -70,12 +70,9 @@ class IncreLoraModel(BaseTuner):
         self._prepare_adapter_config(config, self.get_model_config(model))
         _maybe_include_all_linear_layers(config, model)
         if all_linear:
+            names = {name for name in config.target_modules or () if not HEADS & set(name.split("."))}
             prefix = _backbone_prefix(model)
-            config.target_modules = {  # type: ignore[assignment]
-                name
-                for name in config.target_modules or ()
-                if name.startswith(prefix) and not HEADS & set(name.split("."))
-            }
+            config.target_modules = {name for name in names if name.startswith(prefix)} or names  # type: ignore[assignment]
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, IncreLoraLayer))
         shapes = {}
         for name, module in model.named_modules():

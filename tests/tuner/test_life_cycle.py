@@ -901,6 +901,37 @@ def test_a_trainer_goes_on_with_an_optimizer_that_it_was_given(tmp_path: Path) -
     with pytest.raises(IncreLoraError, match=r"its state was not loaded.*find_allocator\(model\)\.follow"):
         trainer(late, tmp_path, kind=Overridden, save_strategy="no").train(resume_from_checkpoint=checkpoint)
 
+    class Deaf(torch.optim.AdamW):
+        """Of a library that calls no hooks."""
+
+        def load_state_dict(self, state_dict: Any) -> None:
+            torch.optim.AdamW([*self.param_groups[0]["params"]]).load_state_dict(state_dict)
+            self.state.update({parameter: {} for parameter in self.param_groups[0]["params"]})
+
+    deaf = get_peft_model(deberta(), adapter(lora_dropout=0.0))
+    optimizer = Deaf([one for one in deaf.parameters() if one.requires_grad], lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    with pytest.raises(IncreLoraError, match="its state was not loaded"):
+        trainer(deaf, tmp_path, optimizers=(optimizer, schedule), save_strategy="no").train(
+            resume_from_checkpoint=checkpoint
+        )
+
+
+@pytest.mark.filterwarnings("ignore:SGD keeps one step count")
+def test_an_optimizer_nobody_followed_goes_on_once_growth_has_ended(tmp_path: Path) -> None:
+    class WithSGD(Trainer):
+        def create_optimizer(self, *_: Any) -> Any:
+            self.optimizer = torch.optim.SGD([one for one in self.model.parameters() if one.requires_grad], lr=0.1)
+            return self.optimizer
+
+    whole, resumed = (get_peft_model(deberta(), adapter(lora_dropout=0.0)) for _ in range(2))
+    trainer(whole, tmp_path, kind=WithSGD, save_steps=28).train()
+    assert find_allocator(whole).finished
+    trainer(resumed, tmp_path, kind=WithSGD, save_strategy="no").train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-28")
+    )
+    assert resumed.rank_distribution() == whole.rank_distribution()
+
 
 def test_a_head_may_be_adapted_but_not_twice() -> None:
     config = adapter(target_modules=r".*(query_proj|pooler\.dense)", modules_to_save=None, task_type=None)

@@ -129,6 +129,13 @@ def test_a_missing_package_of_the_study_is_named(
     error = capsys.readouterr().err
     assert error == "error: this needs pandas, one of the study's packages: pip install -e '.[study]'\n"
 
+    def broken(*_: object) -> None:
+        raise ModuleNotFoundError("please install something")
+
+    monkeypatch.setattr("increlora.cli._study", broken)
+    with pytest.raises(ModuleNotFoundError, match="please install something"):
+        main([command, str(SMOKE)])
+
 
 def test_nothing_is_trained_without_evaluate(
     trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

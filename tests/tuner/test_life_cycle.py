@@ -800,6 +800,20 @@ def test_all_linear_stays_inside_the_backbone(kind: str, changes: dict[str, Any]
     assert all(name.startswith(prefix) for name in names)
 
 
+def test_all_linear_takes_what_there_is_where_the_backbone_has_no_linear_layer() -> None:
+    class Lookup(transformers.PreTrainedModel):
+        config_class = transformers.BertConfig
+        base_model_prefix = "body"
+
+        def __init__(self, config: Any):
+            super().__init__(config)
+            self.body, self.decoder = nn.Embedding(9, 8), nn.Linear(8, 8)
+            self.post_init()
+
+    model = get_peft_model(Lookup(transformers.BertConfig()), IncreLoraConfig(target_modules="all-linear"))
+    assert list(model.rank_distribution()) == ["decoder"]
+
+
 def test_modules_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not once for each that is replaced: there may be thousands."""
     walks = []
@@ -860,6 +874,13 @@ def test_an_optimizer_that_undoes_growth_is_refused(model: PeftModel) -> None:
     assert not allocator._can_resize()
     with pytest.raises(IncreLoraError, match=r"keeps a copy of the weights.*find_ranks"):
         train(model, optimizer, scheduler, range(5, 6))
+
+
+def test_storage_follows_an_optimizer_of_a_part_of_the_adapter(model: PeftModel) -> None:
+    allocator = find_allocator(model)
+    optimizer = torch.optim.AdamW(next(iter(allocator.layers.values())).tensors("default").values())
+    allocator.follow(optimizer)
+    assert allocator._can_resize()
 
 
 def test_schedule_free_optimizers_are_warned_of(model: PeftModel) -> None:

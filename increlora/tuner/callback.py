@@ -72,13 +72,10 @@ class IncreLoraCallback(TrainerCallback):
         if isinstance(self._optimizer, IncreLoraAdamW):
             self._optimizer.schedule = RestartedWarmup.of(getattr(scheduler, "scheduler", scheduler), warmup)
         for allocator in self._allocators:
-            lost = not allocator.follows(self._optimizer) or (
-                self._optimizer.state and allocator.step != state.global_step
-            )
-            if state.global_step and not allocator.finished and lost:
+            if state.global_step and self._lost(allocator, state.global_step):
                 raise IncreLoraError(
-                    f"growth cannot go on: its state was not loaded, because {type(self._optimizer).__name__} was not "
-                    "followed when its checkpoint was. Pass it as Trainer(optimizers=(optimizer, scheduler)), or call "
+                    f"the state of growth was not loaded, because {type(self._optimizer).__name__} was not followed "
+                    "when its own was. Pass it as Trainer(optimizers=(optimizer, scheduler)), or call "
                     "find_allocator(model).follow(optimizer) where it is created"
                 )
             allocator.follow(self._optimizer)
@@ -89,6 +86,18 @@ class IncreLoraCallback(TrainerCallback):
         if "tensorboard" in (args.report_to or ()) and state.is_world_process_zero:
             self._tensorboard = TensorBoardCallback()
             self._tensorboard.on_train_begin(args, state, control)
+
+    def _lost(self, allocator: RankAllocator, step: int) -> bool:
+        """Whether a training that goes on after a step has lost the state of growth."""
+        if not allocator.finished:
+            loaded = not self._optimizer.state or allocator.step == step
+            return not (allocator.follows(self._optimizer) and loaded)
+        moments = [  # storage has been cut since growth ended, and they with it
+            (parameter, self._optimizer.state.get(parameter, {}).get("exp_avg", parameter))
+            for layer in allocator.layers.values()
+            for parameter in layer.tensors(allocator.adapter).values()
+        ]
+        return any(moment.shape != parameter.shape for parameter, moment in moments)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

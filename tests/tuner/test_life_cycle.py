@@ -919,8 +919,11 @@ def test_a_trainer_goes_on_with_an_optimizer_that_it_was_given(tmp_path: Path) -
     assert resumed.growth_events() == whole.growth_events()
     for one, other in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(IncreLoraError, match=r"its state was not loaded.*find_allocator\(model\)\.follow"):
-        trainer(late, tmp_path, kind=Overridden, save_strategy="no").train(resume_from_checkpoint=checkpoint)
+    for step in (10, 20):  # in the middle of growth, and after it has ended
+        with pytest.raises(IncreLoraError, match=r"state of growth was not loaded.*find_allocator\(model\)\.follow"):
+            trainer(late, tmp_path, kind=Overridden, save_strategy="no").train(
+                resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}")
+            )
 
     class Deaf(torch.optim.AdamW):
         """Of a library that calls no hooks."""
@@ -932,7 +935,7 @@ def test_a_trainer_goes_on_with_an_optimizer_that_it_was_given(tmp_path: Path) -
     deaf = get_peft_model(deberta(), adapter(lora_dropout=0.0))
     optimizer = Deaf([one for one in deaf.parameters() if one.requires_grad], lr=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    with pytest.raises(IncreLoraError, match="its state was not loaded"):
+    with pytest.raises(IncreLoraError, match="state of growth was not loaded"):
         trainer(deaf, tmp_path, optimizers=(optimizer, schedule), save_strategy="no").train(
             resume_from_checkpoint=checkpoint
         )

@@ -101,7 +101,7 @@ def is_first_process() -> bool:
 
 
 def source_ranks(settings: RunSettings, path: str | Path | None) -> dict[str, int] | None:
-    """Final rank of every module in the record that a run starts from; None if it starts from none.
+    """Final rank of every module in the record that a run starts from, or in the store; None if it starts from none.
 
     Raises:
         ConfigError: if that record is missing or is not the one that the settings mean.
@@ -111,9 +111,8 @@ def source_ranks(settings: RunSettings, path: str | Path | None) -> dict[str, in
     if path is None:
         raise ConfigError("ranks_from", f"{settings.label} needs the record of a {settings.ranks_from.method!r} run")
     if not Path(path).exists() and settings.ranks_source is not None:
-        stored = Store().path(
-            settings.ranks_source
-        )  # under torchrun the first process may not have written the record yet
+        # under torchrun the first process may not have written a record that it takes from the store
+        stored = Store().path(settings.ranks_source)
         path = stored if stored.exists() else path
     try:
         record = read_record(path)

@@ -531,11 +531,9 @@ class RankAllocator:
         if world_size() > 1 or not self._followed():
             return False
         parameters = [tensor for layer in self.layers.values() for tensor in layer.tensors(self.adapter).values()]
-        held = {
-            id(one) for optimizer in self._followed() for group in optimizer.param_groups for one in group["params"]
-        }
-        if not any(id(parameter) in held for parameter in parameters):
-            return False  # an optimizer that has copies of them
+        groups = [group for optimizer in self._followed() for group in optimizer.param_groups]
+        if not {id(parameter) for parameter in parameters} & {id(one) for group in groups for one in group["params"]}:
+            return False  # the optimizer has copies of them
         return all(can_resize(one, parameter) for one in self._followed() for parameter in parameters)
 
     def _enlarge(self, name: str, layer: IncreLoraLayer, needed: int) -> None:

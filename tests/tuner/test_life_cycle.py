@@ -833,7 +833,7 @@ def test_modules_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts[0] == counts[1]
 
 
-def test_an_adapter_is_created_under_any_default_device() -> None:
+def test_an_adapter_is_created_under_a_default_device() -> None:
     with torch.device("meta"):
         model = get_peft_model(deberta(), adapter())
     assert all(parameter.is_meta for name, parameter in model.named_parameters() if "increlora_" in name)
